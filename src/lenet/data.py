@@ -1,0 +1,202 @@
+"""The data modules: images held in memory as bytes and batched by indexing tensors.
+
+A DataLoader that fetches picture by picture spends several times longer on a batch than LeNet does. Here a
+sampler yields the indices of a whole batch, and the data set answers with one slice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lenet import fashion_mnist, synthetic
+from lenet.fashion_mnist import Images
+
+EVALUATION_BATCH_SIZE = 1000
+"""Images in a batch of validation or test. Without gradients a batch can be large; beyond this it outgrows caches."""
+
+
+class Share(NamedTuple):
+    """One device's part of a batch: indices into the data set, and the number of images over all devices."""
+
+    indices: Tensor
+    total: int
+
+
+class Batch(NamedTuple):
+    """One device's part of a batch.
+
+    Attributes:
+        images: (N, 1, 28, 28); uint8, and float32 in [0, 1] once on the device.
+        labels: (N,) int64.
+        total: the number of images in the batch over all devices.
+        stage: what they are for: "train", "val" or "test".
+    """
+
+    images: Tensor
+    labels: Tensor
+    total: int
+    stage: str
+
+
+class ImageSet(Dataset[Batch]):
+    """Images (N, 28, 28) uint8 and labels (N,), fetched a batch at a time."""
+
+    def __init__(self, data: Images, stage: str) -> None:
+        self.images = data.images.unsqueeze(1)
+        self.labels = data.labels
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, share: Share) -> Batch:
+        return Batch(self.images[share.indices], self.labels[share.indices], share.total, self.stage)
+
+
+class BatchSampler(Sampler[Share]):
+    """Yields each index once an epoch, in batches; the last batch holds what is left.
+
+    With several devices, each yields its share of every batch, so that the batches, and with them the course of
+    training, do not depend on the number of devices.
+
+    Args:
+        size: the number of images.
+        batch_size: images in a batch, over all devices.
+        seed: the order of an epoch is a function of (seed, epoch) alone; None keeps the images in order.
+        rank: which device this is.
+        world_size: how many there are.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Share]:
+        for batch in torch.split(self._order(), self.batch_size):
+            yield Share(batch[self.rank :: self.world_size], len(batch))
+
+    def _order(self) -> Tensor:
+        if self.seed is None:
+            return torch.arange(self.size)
+        # NumPy mixes both numbers into the state; a torch.Generator takes one seed and uses 32 bits of it.
+        return torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(self.size))
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Training, validation and test batches of 28×28 images in ten classes.
+
+    Args:
+        batch_size: images in one optimizer step, over all devices.
+        val_size: the last so many training images are held out for validation; 0 holds out none.
+        seed: of the order of the training images.
+        test_every_epoch: make the test images a second validation set.
+    """
+
+    def __init__(self, batch_size: int, val_size: int, seed: int = 0, test_every_epoch: bool = False) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.seed = seed
+        self.test_every_epoch = test_every_epoch
+        self._sets: dict[str, ImageSet] = {}
+
+    @abstractmethod
+    def load(self) -> tuple[Images, Images]:
+        """The training images, validation images included, and the test images."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images, the first time it is called; Lightning calls it once for each stage."""
+        if self._sets:
+            return
+        train, test = self.load()
+        split = len(train.labels) - self.val_size
+        self._sets = {
+            "train": ImageSet(Images(train.images[:split], train.labels[:split]), "train"),
+            "val": ImageSet(Images(train.images[split:], train.labels[split:]), "val"),
+            "test": ImageSet(test, "test"),
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", self.batch_size, self.seed)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """What is evaluated after each epoch: the validation images if any are held out, the test images if asked."""
+        stages = ["val"] * (self.val_size > 0) + ["test"] * self.test_every_epoch
+        return [self._loader(stage, EVALUATION_BATCH_SIZE) for stage in stages]
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test", EVALUATION_BATCH_SIZE)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes 0–255 become floats in [0, 1]: on the device, a whole batch at a time."""
+        return batch._replace(images=batch.images.float().div_(255))
+
+    def _loader(self, stage: str, batch_size: int, seed: int | None = None) -> DataLoader[Batch]:
+        data = self._sets[stage]
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = BatchSampler(len(data), batch_size, seed, rank, world_size)
+        # batch_size=None: what the sampler yields is an index of a whole batch already.
+        return DataLoader(data, sampler=sampler, batch_size=None)
+
+
+class FashionMNISTDataModule(ImageDataModule):
+    """Fashion-MNIST: 60,000 training and 10,000 test images.
+
+    Args:
+        root: the folder of the four files, in torchvision's layout; they are obtained if they are missing.
+        mirrors: addresses to download from, instead of torchvision's.
+        **batching: see ImageDataModule.
+
+    Raises:
+        UserError: in `prepare_data` and `setup`, if a file is damaged or cannot be obtained.
+    """
+
+    def __init__(self, root: str, mirrors: Sequence[str] | None = None, **batching: Any) -> None:
+        super().__init__(**batching)
+        self.root = Path(root).expanduser().absolute()
+        self.mirrors = mirrors
+
+    def prepare_data(self) -> None:
+        """Obtain and verify the files; called in one process a machine."""
+        fashion_mnist.obtain(self.root, self.mirrors)
+
+    def load(self) -> tuple[Images, Images]:
+        return fashion_mnist.load(self.root)
+
+
+class SyntheticDataModule(ImageDataModule):
+    """Ten shapes drawn by the program, the same ones in every run.
+
+    Args:
+        train_size: how many training images, validation images included.
+        test_size: how many test images.
+        **batching: see ImageDataModule.
+    """
+
+    def __init__(self, train_size: int, test_size: int, **batching: Any) -> None:
+        super().__init__(**batching)
+        self.train_size = train_size
+        self.test_size = test_size
+
+    def load(self) -> tuple[Images, Images]:
+        return synthetic.draw(self.train_size, seed=0), synthetic.draw(self.test_size, seed=1)
