@@ -1,0 +1,89 @@
+"""What a run says while it trains: a line an epoch, and on a terminal a bar below the lines."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from tqdm import tqdm
+
+from lenet.data import Batch
+from lenet.module import Classifier, is_log_point
+from lenet.throughput import Throughput
+
+log = logging.getLogger(__name__)
+
+
+class Progress(pl.Callback):
+    """Logs a line an epoch; on a terminal also shows a bar, which is drawn anew at log points alone.
+
+    Args:
+        throughput: knows the examples per second.
+        terminal: whether to show the bar; by default, whether standard output is a terminal.
+    """
+
+    def __init__(self, throughput: Throughput, terminal: bool | None = None) -> None:
+        self._throughput = throughput
+        self._terminal = sys.stdout.isatty() if terminal is None else terminal
+        self._bar: tqdm[Any] | None = None
+        self._evaluated = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluated = False
+        if self._terminal and trainer.is_global_zero:
+            steps = trainer.num_training_batches
+            self._bar = tqdm(
+                total=None if math.isinf(steps) else int(steps),
+                desc=_epoch(trainer),
+                unit="step",
+                leave=False,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        if is_log_point(trainer):
+            # Read on every device, bar or no bar, as the devices do it together.
+            pl_module.read_training_tally()
+            if self._bar is not None:
+                tally = pl_module.training_tally
+                rate = self._throughput.examples_per_sec
+                self._bar.set_postfix_str(
+                    f"loss {tally.loss:.3f}, acc {tally.acc:.3f}, {rate:,.0f} examples/s", refresh=False
+                )
+                self._bar.update(batch_idx + 1 - self._bar.n)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._close_bar()
+        metrics = pl_module.metrics
+        parts = [
+            f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}"
+            for stage in (("train", "val", "test") if self._evaluated else ("train",))
+            if f"{stage}/loss" in metrics
+        ]
+        rate = f"{metrics['train/examples_per_sec']:,.0f} examples/s"
+        log.info("%s: %s", _epoch(trainer), ", ".join([*parts, rate]))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    last = str(trainer.max_epochs) if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+    return f"epoch {trainer.current_epoch + 1:>{len(last)}}/{last}"

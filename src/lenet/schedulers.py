@@ -1,0 +1,25 @@
+"""Learning-rate schedules over a whole run, stepped after each optimizer step.
+
+Each takes the optimizer, whose learning rate is the highest one reached, and the number of steps in the run.
+"""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+
+def cosine(optimizer: Optimizer, total_steps: int, final_lr: float = 0.0) -> CosineAnnealingLR:
+    """From the optimizer's learning rate to `final_lr` along half a cosine.
+
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts" (2017), without the restarts.
+    """
+    return CosineAnnealingLR(optimizer, T_max=total_steps, eta_min=final_lr)
+
+
+def onecycle(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.3) -> OneCycleLR:
+    """Up to the optimizer's learning rate over `warmup_fraction` of the run, then down to almost zero.
+
+    Smith and Topin, "Super-convergence" (2018). The momentum is left as the user set it: SGD without momentum
+    would otherwise silently get one.
+    """
+    highest = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, highest, total_steps=total_steps, pct_start=warmup_fraction, cycle_momentum=False)

@@ -1,0 +1,117 @@
+"""Examples per second of the whole trainer, as the user experiences it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lenet.data import Batch
+from lenet.module import Classifier
+
+
+class Stopwatch:
+    """Adds up wall time; can be stopped and started again."""
+
+    def __init__(self) -> None:
+        self._elapsed = 0.0
+        self._started: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._started is not None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time while it ran, up to now."""
+        return self._elapsed + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+    def start(self) -> None:
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._elapsed = self.seconds
+        self._started = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not running inside the with block, and afterwards as before it."""
+        was_running = self.running
+        self.stop()
+        try:
+            yield
+        finally:
+            if was_running:
+                self.start()
+
+
+class Throughput(pl.Callback):
+    """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
+
+    The clock includes loading, logging and all of the trainer's own work; it leaves out validation, the writing
+    of checkpoints (see `lenet.checkpoints`) and the first steps, in which libraries set themselves up. It is read
+    at log points alone. (A clock that starts when the batch is at hand, as d2l.ai's does, measures the step only.)
+
+    Args:
+        warmup_steps: steps at the start of training that are left out, if there are more steps than that.
+
+    Attributes:
+        stopwatch: seconds of training in all, warm-up included.
+        images: trained on in all, over all devices.
+    """
+
+    def __init__(self, warmup_steps: int = 10) -> None:
+        self.warmup_steps = warmup_steps
+        self.stopwatch = Stopwatch()
+        self.images = 0
+        self._last_seconds = 0.0
+        self._last_images = 0
+
+    @property
+    def examples_per_sec(self) -> float:
+        """Since the last epoch's end, or the warm-up's if that is later."""
+        seconds = self.stopwatch.seconds - self._last_seconds
+        return (self.images - self._last_images) / seconds if seconds > 0 else 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stopwatch.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.images += batch.total
+        if trainer.global_step == self.warmup_steps and not trainer.is_last_batch:
+            self._mark(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            wait_for_device(pl_module)
+            self.stopwatch.stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.stopwatch.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        wait_for_device(pl_module)
+        pl_module.publish({"train/examples_per_sec": self.examples_per_sec})
+        self._mark(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stopwatch.stop()
+
+    def _mark(self, pl_module: pl.LightningModule) -> None:
+        wait_for_device(pl_module)
+        self._last_seconds, self._last_images = self.stopwatch.seconds, self.images
+
+
+def wait_for_device(module: pl.LightningModule) -> None:
+    """Return when the device has done all it was given so far: reading a number back takes its turn in the queue."""
+    parameter: Tensor = next(module.parameters())
+    parameter.detach().flatten()[0].item()
