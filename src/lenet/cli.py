@@ -1,0 +1,165 @@
+"""Between the command line and a run: errors in one line, checks before a run has a folder, a folder of its own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from lenet.config import did_you_mean, known_keys, read_settings
+from lenet.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Hydra then raises its errors instead of printing them in several lines; start() prints them in one.
+_HYDRA_RAISES = "HYDRA_FULL_ERROR"
+_user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
+
+_FLAGS = {
+    *(
+        "--help",
+        "-h",
+        "--hydra-help",
+        "--version",
+        "--cfg",
+        "-c",
+        "--resolve",
+        "--package",
+        "-p",
+        "--run",
+        "-r",
+    ),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--info", "-i"),
+}
+
+
+def start(main: Callable[[], Any], project: Path) -> None:
+    """Run a Hydra application whose outputs and data lie below `project`, wherever it was started from."""
+    OmegaConf.register_new_resolver("project", lambda: str(project), replace=True)
+    os.environ[_HYDRA_RAISES] = "1"
+    with one_line_errors():
+        _check_flags(sys.argv[1:])
+        main()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend into one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 shows all."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if _in_sweep():
+            # The job's own log says at once why it failed; Hydra goes on with the next one.
+            log.error("error: %s", _one_line(error))
+            raise
+        if _user_wants_traceback:
+            raise
+        _exit(f"error: {_one_line(error)}", status=1)
+    except KeyboardInterrupt as interrupt:
+        _exit("; ".join(["stopped by Ctrl-C", *map(str, interrupt.args)]), status=130)
+
+
+class Preflight(Callback):
+    """Before a run has a folder: checks its configuration, device and data, then claims a folder of its own."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if _is_child():
+            return  # the process that started this one has done it
+        with one_line_errors():
+            settings = read_settings(config)
+            from lenet.training import check  # torch loads here, and a mistake above need not wait for it
+
+            check(settings)
+            _claim(config, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            folder = _claim(config, "hydra.sweep.dir")
+            # Each job composes its configuration anew, from these overrides.
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
+
+
+def _claim(config: DictConfig, key: str) -> Path:
+    """Create the folder that the key names, with a number added if another run has it; the key then names it."""
+    wanted = Path(str(OmegaConf.select(config, key))).absolute()
+    chosen_by_user = any(str(item).startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                if not chosen_by_user:
+                    continue
+                if not folder.is_dir() or any(folder.iterdir()):
+                    raise UserError(f"{key}={folder}: is not empty; name a new folder") from None
+                break
+    except OSError as error:
+        raise UserError(f"{key}={wanted}: cannot be created ({error.strerror}); name another folder") from None
+    with read_write(config), open_dict(config):
+        OmegaConf.update(config, key, str(folder))
+    return folder
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
+            name = argument.lstrip("-")
+            meant = f"settings are written without dashes: {name}" if "=" in name else "see --help"
+            raise UserError(f"{argument}: no such option; {meant}")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(part) for part in (error, error.__cause__) if part is not None)
+    match error:
+        case UserError():
+            return str(error)
+        case MissingConfigException() if error.missing_cfg_file and error.options:
+            group, _, choice = error.missing_cfg_file.rpartition("/")
+            return (
+                f"{group}={choice}: no such choice{did_you_mean(choice, error.options)}"
+                f" (choose from {', '.join(error.options)})"
+            )
+        case OverrideParseException():
+            return f"{error.override}: cannot be read as KEY=VALUE; see --help, and quote what the shell would change"
+        case ConfigCompositionException() if named := re.search(r"Could not override '([^']*)'", text):
+            return f"{named[1]}: no such key{did_you_mean(named[1], known_keys())}"
+        case _:
+            return " ".join(text.split())
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _is_child() -> bool:
+    """Whether Lightning started this process as one of several that train together."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _exit(line: str, status: int) -> None:
+    if not _is_child():
+        print(line, file=sys.stderr)
+    sys.exit(status)

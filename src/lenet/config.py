@@ -1,0 +1,235 @@
+"""What a configuration may say: every key, its type and its range, and the classes it may name.
+
+conf/ holds the values, this file the rules. A class that no `_target_` below lists cannot be instantiated
+from a configuration, whoever wrote it. The rules need no torch, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self, get_args
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lenet.errors import UserError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A mapping in the configuration: no key beyond those declared, no conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Factory(Section):
+    """A class with some arguments bound, called later with the rest."""
+
+    partial: Literal[True] = Field(alias="_partial_")
+
+
+class Convolution(Factory):
+    target: Literal["torch.nn.Conv2d"] = Field(alias="_target_")
+
+
+class Pooling(Factory):
+    target: Literal["torch.nn.AvgPool2d", "torch.nn.MaxPool2d"] = Field(alias="_target_")
+
+
+class Activation(Factory):
+    target: Literal["torch.nn.Sigmoid", "torch.nn.ReLU"] = Field(alias="_target_")
+
+
+class Layers(Section):
+    conv: Convolution
+    avg_pool: Pooling
+    max_pool: Pooling
+
+
+class LeNet(Section):
+    target: Literal["lenet.model.LeNet"] = Field(alias="_target_")
+    conv: Convolution
+    pool: Pooling
+    activation: Activation
+
+
+class SGD(Factory):
+    target: Literal["torch.optim.SGD"] = Field(alias="_target_")
+    lr: Positive
+    momentum: Fraction
+    weight_decay: NonNegative
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true: needs optimizer.momentum greater than 0")
+        return self
+
+
+class AdamArguments(Factory):
+    lr: Positive
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+
+
+class Adam(AdamArguments):
+    target: Literal["torch.optim.Adam"] = Field(alias="_target_")
+
+
+class AdamW(AdamArguments):
+    target: Literal["torch.optim.AdamW"] = Field(alias="_target_")
+
+
+class Cosine(Factory):
+    target: Literal["lenet.schedulers.cosine"] = Field(alias="_target_")
+    final_lr: NonNegative
+
+
+class OneCycle(Factory):
+    target: Literal["lenet.schedulers.onecycle"] = Field(alias="_target_")
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Device(Section):
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    strategy: Literal["auto", "ddp"]
+
+
+class FashionMNIST(Section):
+    target: Literal["lenet.data.FashionMNISTDataModule"] = Field(alias="_target_")
+    root: Annotated[str, Field(min_length=1)]
+    batch_size: Count
+    val_size: Annotated[int, Field(ge=0, le=59_999)]
+    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None
+
+
+class Synthetic(Section):
+    target: Literal["lenet.data.SyntheticDataModule"] = Field(alias="_target_")
+    batch_size: Count
+    val_size: Annotated[int, Field(ge=0)]
+    train_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    test_size: Annotated[int, Field(ge=1, le=1_000_000)]
+
+    @model_validator(mode="after")
+    def some_images_are_trained_on(self) -> Self:
+        if self.val_size >= self.train_size:
+            raise ValueError(f"val_size={self.val_size}: should be less than data.train_size={self.train_size}")
+        return self
+
+
+TRAINER_ARGUMENTS_SET_ELSEWHERE = {
+    "accelerator": "device=cpu, device=gpu or device.accelerator",
+    "devices": "device.devices",
+    "strategy": "device=ddp or device.strategy",
+    "logger": "the program itself: every run logs to TensorBoard in its folder",
+    "callbacks": "the program itself",
+    "plugins": "the program itself",
+    "default_root_dir": "hydra.run.dir",
+    "use_distributed_sampler": "the data module: each example goes to exactly one device",
+}
+
+
+class Trainer(Section):
+    """Two arguments of Lightning's Trainer with our defaults; the others pass through."""
+
+    model_config = ConfigDict(extra="allow")
+    max_epochs: Count
+    log_every_n_steps: Count
+
+    @model_validator(mode="after")
+    def arguments_have_one_owner(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in TRAINER_ARGUMENTS_SET_ELSEWHERE:
+                raise ValueError(f"{name}={value}: is set by {TRAINER_ARGUMENTS_SET_ELSEWHERE[name]}")
+        return self
+
+
+class Settings(Section):
+    """One run's configuration, checked."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    test_every_epoch: bool
+    layers: Layers
+    model: LeNet
+    optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="target")]
+    scheduler: Annotated[Cosine | OneCycle, Field(discriminator="target")] | None
+    device: Device
+    data: Annotated[FashionMNIST | Synthetic, Field(discriminator="target")]
+    trainer: Trainer
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The section as plain dicts and scalars, `_target_` and all, for `hydra.utils.instantiate`."""
+        plain: dict[str, Any] = getattr(self, name).model_dump(by_alias=True)
+        return plain
+
+
+def read_settings(config: DictConfig) -> Settings:
+    """Resolve a composed configuration and check it against the rules.
+
+    Raises:
+        UserError: names the first key that breaks a rule, its value, and the rule.
+        OmegaConfBaseException: an interpolation does not resolve.
+    """
+    # Hydra's own section has keys that hold nothing before a job starts.
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        return Settings.model_validate(OmegaConf.to_container(ours, resolve=True))
+    except ValidationError as error:
+        raise UserError(_first_mistake(error)) from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    # A mistake in one section shows again in those that interpolate it (model takes its factories from layers);
+    # the first is the user's own.
+    mistake = error.errors(include_url=False)[0]
+    # A discriminated union adds the class it chose to the path; the user's key does not have it.
+    key = ".".join(str(part) for part in mistake["loc"] if "." not in str(part))
+    message = mistake["msg"][:1].lower() + mistake["msg"][1:]
+    match mistake["type"]:
+        case "value_error":  # one of the validators above, which name the key themselves
+            return f"{key}.{mistake['ctx']['error']}"
+        case "extra_forbidden":
+            return f"{key}: no such key{did_you_mean(key, known_keys())}"
+        case "missing":
+            return f"{key}: is missing from the configuration"
+        case "union_tag_invalid":
+            allowed = mistake["ctx"]["expected_tags"].replace("'", "")
+            return f"{key}._target_={mistake['ctx']['tag']}: not allowed here; choose from {allowed}"
+        case "union_tag_not_found" | "model_type":
+            return f"{key}={mistake['input']}: should be one of the choices in conf/{key}/"
+        case _:
+            return f"{key}={mistake['input']}: {message}"
+
+
+def known_keys() -> list[str]:
+    """Every key of the configuration, with dots: `optimizer.lr` and the like."""
+    return sorted(set(_keys(Settings)))
+
+
+def _keys(section: type[BaseModel]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        yield key
+        for inner in _sections_in(field.annotation):
+            yield from (f"{key}.{rest}" for rest in _keys(inner))
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the closest of the known words, or nothing if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,229 @@
+"""One run: builds the parts from a configuration, fits, tests, and leaves everything in the run's folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import platform
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lenet.checkpoints import TimedCheckpointIO, checkpoint_callback
+from lenet.config import Settings, did_you_mean, read_settings
+from lenet.data import ImageDataModule
+from lenet.errors import DivergenceError, UserError
+from lenet.model import xavier_uniform_
+from lenet.module import Classifier
+from lenet.progress import Progress
+from lenet.summary import stages, table
+from lenet.tensorboard import RunLogger
+from lenet.throughput import Throughput
+
+log = logging.getLogger(__name__)
+
+TAGS = (
+    "train/loss",
+    "train/acc",
+    "val/loss",
+    "val/acc",
+    "test/loss",
+    "test/acc",
+    "lr",
+    "train/examples_per_sec",
+)
+"""Everything that is logged to TensorBoard as a number."""
+
+
+def check(settings: Settings) -> None:
+    """Everything that can refuse a run before it has a folder: the device, the trainer's arguments, the data.
+
+    Raises:
+        UserError: names the key or the file that is wrong.
+    """
+    _quiet_libraries()
+    device = settings.device
+    if device.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UserError(
+            f"device=gpu: torch {torch.__version__} finds no GPU on this machine; use device=auto or device=cpu"
+        )
+    accepted = inspect.signature(pl.Trainer.__init__).parameters
+    for name in settings.trainer.model_extra or {}:
+        if name not in accepted:
+            raise UserError(f"trainer.{name}: Lightning's Trainer has no such argument{did_you_mean(name, accepted)}")
+    _trainer(settings, logger=False, enable_checkpointing=False)
+    build_data(settings).prepare_data()
+
+
+def train(config: DictConfig) -> float | None:
+    """Run one configuration in the folder that Hydra made for it.
+
+    Returns:
+        The best validation accuracy; None if no images were held out.
+
+    Raises:
+        UserError: the run cannot start, or training diverged.
+    """
+    settings = read_settings(config)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if hydra.mode == RunMode.MULTIRUN:
+        if settings.device.devices > 1:
+            raise UserError(
+                f"device.devices={settings.device.devices}: a sweep (-m) runs on one device; start such runs one by one"
+            )
+        check(settings)  # a single run was checked before it got a folder
+    _quiet_libraries()
+    pl.seed_everything(settings.seed, verbose=False)
+
+    data = build_data(settings)
+    classifier = build_classifier(settings)
+    throughput = Throughput()
+    checkpoint = checkpoint_callback(folder / "checkpoints", settings.data.val_size)
+    logger = RunLogger(folder)
+    trainer = _trainer(
+        settings,
+        logger=logger,
+        callbacks=[throughput, Progress(throughput), checkpoint],
+        plugins=[TimedCheckpointIO(throughput.stopwatch)],
+        default_root_dir=folder,
+    )
+    if trainer.is_global_zero:
+        _describe(folder, settings, classifier, logger)
+    else:
+        logging.disable()  # one process speaks for all
+
+    try:
+        trainer.fit(classifier, datamodule=data)
+        if not settings.test_every_epoch:
+            trainer.test(classifier, datamodule=data, verbose=False)
+    except DivergenceError as error:
+        raise UserError(f"{error}; {_what_is_left(checkpoint)}") from None
+    except SystemExit:
+        # What Lightning makes of Ctrl-C once it has closed the files.
+        raise KeyboardInterrupt(_what_is_left(checkpoint)) from None
+    finally:
+        logger.close()
+
+    result = _result(settings, classifier, trainer, throughput)
+    if trainer.is_global_zero:
+        _write_json(folder / "metrics.json", result)
+        log.info(
+            "loss %.3f, train acc %.3f, test acc %.3f",
+            result["train/loss"],
+            result["train/acc"],
+            result["test/acc"],
+        )
+        log.info("%.1f examples/sec on %s", result["train/examples_per_sec"], result["device"])
+    return classifier.best_val_acc
+
+
+def build_data(settings: Settings) -> ImageDataModule:
+    """The data module of a configuration."""
+    data: ImageDataModule = instantiate(
+        settings.section("data"),
+        seed=settings.seed,
+        test_every_epoch=settings.test_every_epoch,
+        _convert_="all",
+    )
+    return data
+
+
+def build_classifier(settings: Settings) -> Classifier:
+    """The module of a configuration, its weights drawn anew."""
+    net: nn.Sequential = instantiate(settings.section("model"), _convert_="all")
+    xavier_uniform_(net)
+    optimizer = instantiate(settings.section("optimizer"), _convert_="all")
+    scheduler = instantiate(settings.section("scheduler"), _convert_="all") if settings.scheduler else None
+    return Classifier(net, optimizer, scheduler)
+
+
+def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
+    defaults = {
+        "enable_progress_bar": False,  # lenet.progress draws its own
+        "enable_model_summary": False,  # lenet.summary says more
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # lenet.data gives each device its share
+    }
+    device, passed_through = settings.section("device"), settings.trainer.model_extra or {}
+    try:
+        return pl.Trainer(**(defaults | device | settings.section("trainer") | arguments))
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        section, values = ("trainer", passed_through) if passed_through else ("device", device)
+        given = ", ".join(f"{section}.{key}={value}" for key, value in values.items())
+        raise UserError(f"{given}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
+
+
+def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger) -> None:
+    """Say at the start what is trained and where, here and in TensorBoard."""
+    assert isinstance(classifier.net, nn.Sequential)
+    log.info("%s\nRun folder: %s", table(stages(classifier.net)), folder)
+    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), classifier.net)
+
+
+def _what_is_left(checkpoint: ModelCheckpoint) -> str:
+    last = Path(str(checkpoint.dirpath)) / "last.ckpt"
+    return f"the last finished epoch is in {last}" if last.exists() else "no epoch was finished: no checkpoint"
+
+
+def _result(
+    settings: Settings,
+    classifier: Classifier,
+    trainer: pl.Trainer,
+    throughput: Throughput,
+) -> dict[str, Any]:
+    """What metrics.json holds: every tag as of the final epoch, None where there was nothing to measure."""
+    device = str(trainer.strategy.root_device)
+    return {
+        **{tag: classifier.metrics.get(tag) for tag in TAGS},
+        "best_val_acc": classifier.best_val_acc,
+        "epochs": trainer.current_epoch,
+        "images": throughput.images,
+        "seconds": throughput.stopwatch.seconds,
+        "seed": settings.seed,
+        "device": device if trainer.world_size == 1 else f"{trainer.world_size} × {device.split(':')[0]}",
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write it whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+    Path(stream.name).replace(path)
+
+
+def _quiet_libraries() -> None:
+    """Keep out of the output what Lightning says about itself, and advice that does not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for advice in (
+        "does not have many workers",  # the images are in memory: workers would only slow things down
+        "is smaller than the logging interval",  # log points include each epoch's end
+        "LeafSpec.* is deprecated",  # Lightning's affair
+        "It is recommended to use .*sync_dist=True",  # lenet.module sums over the devices itself
+        "Using `DistributedSampler` with the dataloaders",  # lenet.data shares without repeating examples
+        "GPU available but not used",  # the user said device=cpu
+        "Checkpoint directory .* exists and is not empty",  # hydra.run.dir is checked before
+    ):
+        warnings.filterwarnings("ignore", f".*{advice}")

@@ -1,0 +1,20 @@
+"""Train LeNet on Fashion-MNIST: `python train.py model=lenet`; `python train.py --help` shows what can be set."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lenet import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float | None:
+    with cli.one_line_errors():
+        from lenet.training import train  # here, because --help and a misspelt key need not wait for torch
+
+        return train(config)
+
+
+if __name__ == "__main__":
+    cli.start(main, project=Path(__file__).resolve().parent)
