@@ -1,0 +1,41 @@
+# make train   sets up everything and trains LeNet; make train ARGS="optimizer.lr=0.5" passes overrides
+# make test    sets up the same and runs the test suite; make lint checks style and types
+# make data    obtains and verifies Fashion-MNIST; make clean removes the environment, not the data or the runs
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv/bin/python
+ENVIRONMENT := .venv/installed
+# The last of the four files to be put in its place.
+DATA := data/FashionMNIST/raw/t10k-labels-idx1-ubyte
+
+.PHONY: train test lint data clean
+
+train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS)),,$(DATA))
+	$(VENV) train.py model=lenet $(ARGS)
+
+test: $(ENVIRONMENT) $(DATA)
+	$(VENV) -m pytest
+
+lint: $(ENVIRONMENT)
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
+
+data: $(DATA)
+
+# Installed anew when what is to be installed has changed.
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+# Where none of the usual sources has the files, Debian's package can help.
+$(DATA): | $(ENVIRONMENT)
+	$(VENV) scripts/get_data.py --root data || { scripts/install_debian_data.sh && $(VENV) scripts/get_data.py --root data; }
+
+clean:
+	rm -rf .venv
