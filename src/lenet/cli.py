@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
+_SWEEP_FLAGS = ("-m", "--multirun")
 _FLAGS = {
+    *_SWEEP_FLAGS,
     *(
         "--help",
         "-h",
@@ -47,7 +49,7 @@ _FLAGS = {
         "--run",
         "-r",
     ),
-    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--info", "-i"),
 }
 
@@ -58,6 +60,8 @@ def start(main: Callable[[], Any], project: Path) -> None:
     os.environ[_HYDRA_RAISES] = "1"
     with one_line_errors():
         _check_flags(sys.argv[1:])
+        # Hydra takes settings on one side of -m alone; a user may write it anywhere.
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
         main()
 
 

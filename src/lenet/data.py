@@ -63,7 +63,11 @@ class ImageSet(Dataset[Batch]):
 
 
 class BatchSampler(Sampler[Share]):
-    """Yields each index once an epoch, in batches; the last batch holds what is left.
+    """Yields each index once an epoch, in batches. What does not fill a batch comes first.
+
+    Usually the smallest batch is an epoch's last. Its gradient is the noisiest, and at the published learning rate
+    of 0.9 a step on 96 images, taken just before the model is evaluated, costs about two points of test accuracy.
+    At the beginning it costs nothing: the steps on full batches that follow make up for it.
 
     With several devices, each yields its share of every batch, so that the batches, and with them the course of
     training, do not depend on the number of devices.
@@ -92,7 +96,9 @@ class BatchSampler(Sampler[Share]):
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Share]:
-        for batch in torch.split(self._order(), self.batch_size):
+        left_over = self.size % self.batch_size
+        sizes = [left_over] * (left_over > 0) + [self.batch_size] * (self.size // self.batch_size)
+        for batch in torch.split(self._order(), sizes):
             yield Share(batch[self.rank :: self.world_size], len(batch))
 
     def _order(self) -> Tensor:

@@ -88,7 +88,7 @@ class Classifier(pl.LightningModule):
     def __init__(self, net: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None = None) -> None:
         super().__init__()
         # On the CPU LeNet trains considerably faster with channels last; it must be so for images and weights alike.
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last)
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.best_val_acc: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -170,9 +171,11 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
 
 def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger) -> None:
     """Say at the start what is trained and where, here and in TensorBoard."""
-    assert isinstance(classifier.net, nn.Sequential)
-    log.info("%s\nRun folder: %s", table(stages(classifier.net)), folder)
-    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), classifier.net)
+    # A copy, so that looking at the network leaves no trace in it (in a normalisation's statistics, say).
+    net = copy.deepcopy(classifier.net).eval()
+    assert isinstance(net, nn.Sequential)
+    log.info("%s\nRun folder: %s", table(stages(net)), folder)
+    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), net)
 
 
 def _what_is_left(checkpoint: ModelCheckpoint) -> str:

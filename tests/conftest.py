@@ -1,0 +1,128 @@
+"""What the tests share: the command line as a user calls it, the real images, and no network but this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict, read_write
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lenet import fashion_mnist
+from lenet.errors import UserError
+from lenet.training import train
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test reach this machine alone."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(scope="session")
+def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that holds the real images: the project's own, else one made of the system's copy."""
+    own = PROJECT / "data"
+    root = own if fashion_mnist.raw_folder(own).is_dir() else tmp_path_factory.mktemp("data")
+    try:
+        fashion_mnist.obtain(root, mirrors=[])
+    except UserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the real images are not here ('make data' obtains them): {error}")
+    return root
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished `train.py`."""
+
+    status: int
+    stdout: str
+    stderr: str
+    folder: Path
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
+        return metrics
+
+    @cached_property
+    def events(self) -> EventAccumulator:
+        events = EventAccumulator(str(self.folder))
+        events.Reload()
+        return events
+
+    def scalars(self, tag: str) -> list[tuple[int, float]]:
+        """(step, value) of each point in TensorBoard."""
+        return [(point.step, point.value) for point in self.events.Scalars(tag)]
+
+
+TrainCommand = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def train_command(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
+    """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would, with its output in pipes."""
+
+    def run(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
+        folder = folder or tmp_path_factory.mktemp("run") / "run"
+        command = [sys.executable, str(PROJECT / "train.py"), *overrides]
+        if not any(word.startswith(("-", "hydra.")) for word in overrides):
+            command.append(f"hydra.run.dir={folder}")
+        done = subprocess.run(
+            command, cwd=cwd or folder.parent, capture_output=True, text=True, timeout=120, check=False
+        )
+        return Finished(done.returncode, done.stdout, done.stderr, folder)
+
+    return run
+
+
+@pytest.fixture
+def train_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainCommand]:
+    """Trains in this process, which saves the seconds that a new one needs to load torch."""
+
+    def run(*overrides: str) -> Finished:
+        folder = tmp_path_factory.mktemp("run")
+        OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+        with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+            config = compose("train", overrides=list(overrides), return_hydra_config=True)
+        with read_write(config), open_dict(config):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        train(config)
+        return Finished(0, "", "", folder)
+
+    hydra_config = HydraConfig.instance().cfg
+    yield run
+    HydraConfig.instance().cfg = hydra_config
+
+
+@pytest.fixture(scope="session")
+def finished_run(train_command: TrainCommand) -> Finished:
+    """One small run that several tests look at from different sides."""
+    run = train_command(
+        "data=synthetic", "model=lenet_relu", "optimizer=adam", "trainer.max_epochs=3", "scheduler=cosine"
+    )
+    assert run.status == 0, run.stderr
+    return run

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lenet.data import SyntheticDataModule
+from lenet.model import LeNet
+from tests.conftest import Finished
+
+
+def test_a_run_leaves_the_last_and_the_best(finished_run: Finished) -> None:
+    names = sorted(path.name for path in (finished_run.folder / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_checkpoints_load_without_trusting_them(finished_run: Finished, name: str) -> None:
+    checkpoint = torch.load(finished_run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    assert sum(value.numel() for value in checkpoint["state_dict"].values()) == 61_706
+
+
+def test_the_best_weights_reach_the_best_validation_accuracy(finished_run: Finished) -> None:
+    checkpoint = torch.load(finished_run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    net = LeNet(pool=torch.nn.MaxPool2d, activation=torch.nn.ReLU)
+    net.load_state_dict({key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items()})
+    data = SyntheticDataModule(train_size=6000, test_size=1000, batch_size=256, val_size=1000)
+    data.setup()
+    (batch,) = data.val_dataloader()[0]
+    acc = (net(batch.images / 255).argmax(1) == batch.labels).double().mean().item()
+    assert acc == finished_run.metrics["best_val_acc"]
+    assert acc == pytest.approx(max(value for _, value in finished_run.scalars("val/acc")))

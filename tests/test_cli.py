@@ -1,0 +1,142 @@
+"""The command line from outside: what a mistake gets, what help says, where a run lands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lenet import fashion_mnist
+from tests.conftest import PROJECT, Finished, TrainCommand
+
+
+def assert_refused(run: Finished, *parts: str) -> None:
+    """One line on stderr with these parts, a non-zero exit, and nothing left behind."""
+    assert run.status != 0
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    for part in parts:
+        assert part in run.stderr
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.lr=abc", ["optimizer.lr=abc", "valid number"]),
+        ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than 0"]),
+        ("optimizer.lr=nan", ["optimizer.lr=nan", "finite"]),
+        ("data.batch_size=0", ["data.batch_size=0", "greater than or equal to 1"]),
+        ("data.batch_size=1.5", ["data.batch_size=1.5", "valid integer"]),
+        ("trainer.max_epochs=-3", ["trainer.max_epochs=-3", "greater than or equal to 1"]),
+        ("data.val_size=60000", ["data.val_size=60000", "59999"]),
+        ("seed=-1", ["seed=-1", "greater than or equal to 0"]),
+        ("device.devices=0", ["device.devices=0", "greater than or equal to 1"]),
+        ("model=lenett", ["model=lenett", "did you mean lenet?", "lenet, lenet_relu"]),
+        ("optimzer.lr=1", ["optimzer.lr", "did you mean optimizer.lr?"]),
+        ("optimzer=sgd", ["optimzer", "did you mean optimizer?"]),
+        ("+trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs?"]),
+        ("+trainer.precision=half", ["trainer.precision=half", "bf16-mixed"]),
+        ("--optimizer.lr=1", ["--optimizer.lr=1", "without dashes: optimizer.lr=1"]),
+        ("lenet_relu", ["lenet_relu", "KEY=VALUE"]),
+        ("optimizer.lr=[", ["optimizer.lr=[", "KEY=VALUE"]),
+        ("data.root=missing/place", ["data.root=", "missing is not a folder", "create it or name another"]),
+        ("data.root=/proc/place", ["data.root=/proc/place", "cannot be created", "set data.root to"]),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    train_command: TrainCommand, override: str, parts: list[str]
+) -> None:
+    assert_refused(train_command(override), *parts)
+
+
+def test_a_gpu_where_there_is_none_is_refused(train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if sys.platform == "darwin":
+        pytest.skip("a Mac's GPU cannot be hidden")
+    assert_refused(train_command("device=gpu"), "device=gpu", "no GPU", "device=auto or device=cpu")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte altered", "too long"])
+def test_a_damaged_data_file_is_named(
+    train_command: TrainCommand, real_root: Path, tmp_path: Path, damage: str
+) -> None:
+    raw = fashion_mnist.raw_folder(tmp_path)
+    raw.mkdir(parents=True)
+    labels = "t10k-labels-idx1-ubyte"
+    for file in fashion_mnist.FILES:
+        if file.name != labels:
+            (raw / file.name).symlink_to((fashion_mnist.raw_folder(real_root) / file.name).resolve())
+    content = bytearray((fashion_mnist.raw_folder(real_root) / labels).read_bytes())
+    if damage == "truncated":
+        del content[-1]
+    elif damage == "too long":
+        content.append(0)
+    else:
+        content[5000] ^= 1
+    (raw / labels).write_bytes(content)
+    assert_refused(train_command(f"data.root={tmp_path}"), f"{raw / labels}: has ", "delete the file")
+
+
+def test_no_usable_data_and_no_network(tmp_path: Path) -> None:
+    # In a process of its own, from which the system's copy is hidden.
+    code = (
+        "import sys, runpy, pathlib; from lenet import fashion_mnist;"
+        f"fashion_mnist.SYSTEM_FOLDER = pathlib.Path({str(tmp_path / 'system')!r});"
+        f"sys.argv = ['train.py', 'data.root={tmp_path / 'data'}', 'data.mirrors=[http://127.0.0.1:1/]',"
+        f" 'hydra.run.dir={tmp_path / 'run'}'];"
+        f"runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    run = Finished(done.returncode, done.stdout, done.stderr, tmp_path / "run")
+    assert_refused(run, str(tmp_path / "system"), "http://127.0.0.1:1/", "dataset-fashion-mnist", "data=synthetic")
+
+
+def test_a_folder_that_holds_something_is_not_used_for_a_run(train_command: TrainCommand, tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    run = train_command("data=synthetic", folder=tmp_path)
+    assert run.status != 0
+    assert "is not empty" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_help_fits_a_screen_and_does_not_wait_for_torch() -> None:
+    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert imported.isdisjoint({"torch", "lightning", "tensorboard"})
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 42
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=-1", "model=lenett"])
+def test_a_mistake_is_answered_before_torch_is_loaded(override: str) -> None:
+    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), override]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "lenet.config" in imported
+    assert "torch" not in imported
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    # An entry like train.py that trains nothing, with outputs/ below it; called from another directory.
+    (tmp_path / "conf").symlink_to(PROJECT / "conf")
+    entry = tmp_path / "train.py"
+    entry.write_text(
+        "import pathlib, hydra, lenet.cli\n"
+        "@hydra.main(version_base='1.3', config_path='conf', config_name='train')\n"
+        "def main(config): pass\n"
+        "lenet.cli.start(main, pathlib.Path(__file__).parent)\n"
+    )
+    time.sleep(1 - time.time() % 1)  # begin with a second, so that all fall into it
+    runs = [subprocess.Popen([sys.executable, str(entry), "data=synthetic"], cwd=os.sep) for _ in range(3)]
+    assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
+    folders = list((tmp_path / "outputs").glob("*/*"))
+    assert len(folders) == 3
+    assert all((folder / ".hydra" / "config.yaml").exists() for folder in folders)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lenet.config import Settings, did_you_mean, known_keys, read_settings
+from lenet.errors import UserError
+from tests.conftest import PROJECT
+
+CONF = PROJECT / "conf"
+
+
+def settings(*overrides: str) -> Settings:
+    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return read_settings(compose("train", overrides=list(overrides)))
+
+
+def choices() -> list[str]:
+    """Every choice that a user has, as an override."""
+    files = (path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+    return sorted(f"{path.parent}={path.stem}" for path in files if path.parts[0] != "recipe")
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_choice_is_valid(choice: str) -> None:
+    settings(choice)
+
+
+def test_the_defaults_are_the_published_runs() -> None:
+    default = settings()
+    assert default.optimizer.target == "torch.optim.SGD"
+    assert (default.optimizer.lr, default.data.batch_size, default.trainer.max_epochs) == (0.9, 256, 10)
+    assert default.data.val_size == 5000
+    assert not default.test_every_epoch
+
+
+def test_the_d2l_experiment_trains_on_all_images_and_watches_the_test_images() -> None:
+    d2l = settings("experiment=d2l")
+    assert (d2l.data.val_size, d2l.test_every_epoch, d2l.optimizer.lr) == (0, True, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lr"),
+    [
+        (["model=lenet_relu"], 0.1),
+        (["model=lenet_relu", "optimizer=adam"], 0.001),
+        (["model=lenet_relu", "optimizer.lr=0.3"], 0.3),
+    ],
+    ids=str,
+)
+def test_a_model_brings_the_rate_that_suits_it_unless_the_user_says_otherwise(overrides: list[str], lr: float) -> None:
+    assert settings(*overrides).optimizer.lr == lr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr=abc: input should be a valid number"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: input should be greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: input should be a finite number"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: input should be a finite number"),
+        ("optimizer.lr=null", "optimizer.lr=None: input should be a valid number"),
+        ("optimizer.momentum=1", "optimizer.momentum=1: input should be less than 1"),
+        ("optimizer.nesterov=true", "optimizer.nesterov=true: needs optimizer.momentum greater than 0"),
+        ("data.batch_size=0", "data.batch_size=0: input should be greater than or equal to 1"),
+        ("data.batch_size=1.5", "data.batch_size=1.5: input should be a valid integer"),
+        ("data.batch_size=true", "data.batch_size=True: input should be a valid integer"),
+        ("data.val_size=60000", "data.val_size=60000: input should be less than or equal to 59999"),
+        ("data.mirrors=[file:///etc]", "data.mirrors.0=file:///etc: string should match pattern '^https?://'"),
+        ("trainer.max_epochs=-3", "trainer.max_epochs=-3: input should be greater than or equal to 1"),
+        ("+trainer.devices=2", "trainer.devices=2: is set by device.devices"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("seed=4294967296", "seed=4294967296: input should be less than or equal to 4294967295"),
+        ("device.devices=0", "device.devices=0: input should be greater than or equal to 1"),
+        ("+optimizer.momentun=0.9", "optimizer.momentun: no such key; did you mean optimizer.momentum?"),
+        ("+zebra=1", "zebra: no such key"),
+        ("~seed", "seed: is missing from the configuration"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_value_and_remedy(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings(override)
+    assert str(caught.value).startswith(message)
+
+
+def test_held_out_images_must_leave_some_to_train_on() -> None:
+    with pytest.raises(UserError, match=r"^data\.val_size=9: should be less than data\.train_size=9$"):
+        settings("data=synthetic", "data.train_size=9", "data.val_size=9")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer._target_=os.system",
+        "+scheduler={_target_:os.system}",
+        "data._target_=os.system",
+        "model._target_=os.system",
+        "model.activation._target_=os.system",
+        "layers.conv._target_=os.system",
+        "+model.extra={_target_:os.system}",
+        "optimizer={_target_:os.system}",
+        "optimizer.lr={_target_:os.system}",
+    ],
+)
+def test_a_class_that_is_not_listed_cannot_be_named(override: str) -> None:
+    with pytest.raises(UserError):
+        settings(override)
+
+
+def test_sections_are_plain_and_ready_to_instantiate() -> None:
+    assert settings("optimizer=adam").section("optimizer") == {
+        "_target_": "torch.optim.Adam",
+        "_partial_": True,
+        "lr": 0.001,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+    }
+
+
+def test_the_closest_key_is_suggested() -> None:
+    assert did_you_mean("optimzer.lr", known_keys()) == "; did you mean optimizer.lr?"
+    assert did_you_mean("zzz", known_keys()) == ""
+
+
+def test_help_names_every_choice_and_the_real_defaults() -> None:
+    text = (Path(CONF) / "hydra" / "help" / "lenet.yaml").read_text()
+    for choice in choices():
+        group, name = choice.split("=")
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{group} ")]
+        assert name in line.split(maxsplit=1)[1].split()[0].split("|"), choice
+    default = settings()
+    for key, value in {
+        "seed": default.seed,
+        "trainer.max_epochs": default.trainer.max_epochs,
+        "data.batch_size": default.data.batch_size,
+        "data.val_size": default.data.val_size,
+        "optimizer.lr": default.optimizer.lr,
+    }.items():
+        assert f"{key}={value} " in text

@@ -1,0 +1,143 @@
+"""The clock, driven by a fake time that passes only where a test says so."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from torch.optim import SGD
+
+from lenet.checkpoints import TimedCheckpointIO, checkpoint_callback
+from lenet.data import Batch, ImageSet, Share, SyntheticDataModule
+from lenet.model import LeNet
+from lenet.module import Classifier
+from lenet.throughput import Stopwatch, Throughput
+
+
+class FakeTime:
+    now = 0.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(time, "perf_counter", lambda: fake.now)
+    return fake
+
+
+def test_stopwatch_runs_between_start_and_stop(clock: FakeTime) -> None:
+    watch = Stopwatch()
+    clock.pass_by(1)
+    watch.start()
+    clock.pass_by(2)
+    with watch.paused():
+        clock.pass_by(4)
+    clock.pass_by(8)
+    watch.stop()
+    clock.pass_by(16)
+    assert watch.seconds == 10
+
+
+def test_pausing_a_stopped_stopwatch_does_not_start_it(clock: FakeTime) -> None:
+    watch = Stopwatch()
+    with watch.paused():
+        clock.pass_by(1)
+    clock.pass_by(1)
+    assert watch.seconds == 0
+    assert not watch.running
+
+
+class Costs(pl.Callback):
+    """Lets time pass in each part of a run."""
+
+    def __init__(self, clock: FakeTime, first_steps: float = 0.0) -> None:
+        self.clock, self.first_steps = clock, first_steps
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.clock.pass_by(1.0 + (self.first_steps if trainer.global_step < 2 else 0))
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.clock.pass_by(1000)
+
+
+def run(
+    clock: FakeTime,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    costs: Costs,
+    warmup_steps: int = 0,
+    load: float = 0.0,
+) -> tuple[Throughput, list[float]]:
+    """Two epochs of 4 steps of 64 images, a validation and a checkpoint after each; the rate of each epoch."""
+    throughput = Throughput(warmup_steps)
+    save = TimedCheckpointIO.__base__.save_checkpoint  # type: ignore[union-attr]
+    fetch = ImageSet.__getitem__
+
+    def slow_save(self: Any, *args: Any) -> None:
+        clock.pass_by(5000)
+        save(self, *args)
+
+    def slow_fetch(self: ImageSet, share: Share) -> Batch:
+        clock.pass_by(load if self.stage == "train" else 0)
+        return fetch(self, share)
+
+    monkeypatch.setattr(TimedCheckpointIO.__base__, "save_checkpoint", slow_save)
+    monkeypatch.setattr(ImageSet, "__getitem__", slow_fetch)
+    rates: list[float] = []
+    module = Classifier(LeNet(), partial(SGD, lr=0.1))
+    publish = module.publish
+
+    def record(values: dict[str, float]) -> None:
+        rates.extend(values[tag] for tag in values if tag == "train/examples_per_sec")
+        publish(values)
+
+    monkeypatch.setattr(module, "publish", record)
+    pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[throughput, costs, checkpoint_callback(folder, val_size=44)],
+        plugins=[TimedCheckpointIO(throughput.stopwatch)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=2,
+        default_root_dir=folder,
+    ).fit(module, datamodule=SyntheticDataModule(train_size=300, test_size=10, batch_size=64, val_size=44))
+    return throughput, rates
+
+
+def test_validation_and_checkpoints_do_not_count(
+    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throughput, rates = run(clock, tmp_path, monkeypatch, Costs(clock))
+    assert rates == [64, 64]
+    assert throughput.stopwatch.seconds == 8
+    assert throughput.images == 512
+    assert clock.now > 12_000  # they did happen
+
+
+def test_loading_counts(clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rates = run(clock, tmp_path, monkeypatch, Costs(clock), load=3.0)
+    assert rates == [16, 16]
+
+
+def test_the_first_steps_do_not_count_in_the_rate_but_in_the_seconds(
+    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throughput, rates = run(clock, tmp_path, monkeypatch, Costs(clock, first_steps=100.0), warmup_steps=2)
+    assert rates == [64, 64]
+    assert throughput.stopwatch.seconds == 208
+
+
+def test_an_epoch_shorter_than_the_warmup_still_has_a_rate(
+    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, rates = run(clock, tmp_path, monkeypatch, Costs(clock), warmup_steps=4)
+    assert rates == [64, 64]

@@ -1,0 +1,144 @@
+"""Whole runs of train.py: what they print, what they leave, that they agree with each other."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from lenet import training
+from lenet.config import Settings
+from lenet.errors import UserError
+from lenet.module import Classifier
+from lenet.training import TAGS
+from tests.conftest import Finished, TrainCommand
+from tests.test_module import BreaksAt
+
+SMALL = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=200", "trainer.max_epochs=2")
+
+
+def weights(run: Finished) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def test_output_into_a_pipe(finished_run: Finished) -> None:
+    assert finished_run.stderr == ""
+    lines = finished_run.stdout.splitlines()
+    start = [line.split()[0] for line in lines[:14]]
+    assert (start[0], start[1], start[12], start[13]) == ("stage", "conv1", "fc3", "total")
+    assert lines[15] == f"Run folder: {finished_run.folder}"
+    assert [line.split(":")[0] for line in lines[16:-2]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    m = finished_run.metrics
+    loss, train_acc, test_acc = m["train/loss"], m["train/acc"], m["test/acc"]
+    assert lines[-2] == f"loss {loss:.3f}, train acc {train_acc:.3f}, test acc {test_acc:.3f}"
+    assert lines[-1] == f"{m['train/examples_per_sec']:.1f} examples/sec on {m['device']}"
+
+
+def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
+    assert finished_run.metrics["test/acc"] > 0.95
+
+
+def test_what_a_run_leaves(finished_run: Finished) -> None:
+    names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in finished_run.folder.iterdir()}
+    assert names == {".hydra", "train.log", "metrics.json", "checkpoints", "events.out.tfevents"}
+    log = (finished_run.folder / "train.log").read_text()
+    for line in finished_run.stdout.splitlines():
+        assert line in log
+
+
+def test_metrics_json(finished_run: Finished) -> None:
+    metrics = finished_run.metrics
+    others = {"best_val_acc", "epochs", "images", "seed", "device", "parameters", "seconds", "versions"}
+    assert set(metrics) == set(TAGS) | others
+    assert (metrics["epochs"], metrics["images"], metrics["seed"]) == (3, 15_000, 0)
+    assert metrics["parameters"] == 61_706
+    assert metrics["best_val_acc"] == pytest.approx(max(value for _, value in finished_run.scalars("val/acc")))
+    assert set(metrics["versions"]) == {"python", "torch", "lightning"}
+    assert 0 < metrics["seconds"] < 60
+
+
+def test_the_same_seed_gives_the_same_weights_and_zero_is_a_seed(train_here: TrainCommand) -> None:
+    first, again, other = (weights(train_here(*SMALL, f"seed={seed}")) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("weight"))
+
+
+def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
+    # Batches of 64 out of 1000 images: the last batch has 40. With 3 images in the last, shares are unequal.
+    settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "optimizer.lr=0.5", "device=cpu")
+    one = train_command(*settings)
+    two = train_command(*settings, "device=ddp", "device.devices=2")
+    assert (one.status, two.status) == (0, 0), two.stderr
+    assert two.stderr == ""
+    assert len(two.stdout.splitlines()) == len(one.stdout.splitlines())
+    assert two.metrics["images"] == one.metrics["images"] == 2006
+    assert two.metrics["device"] == "2 × cpu"
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"):
+        assert two.metrics[tag] == pytest.approx(one.metrics[tag], rel=1e-4)
+    for name, expected in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_diverging_run_names_its_step(train_here: TrainCommand) -> None:
+    message = r"at step \d+, in epoch 1, with optimizer\.lr=3e\+38; .*; no epoch was finished: no checkpoint"
+    with pytest.raises(UserError, match=message):
+        train_here(*SMALL, "optimizer.lr=3e38")
+
+
+def test_a_diverging_run_keeps_the_last_good_checkpoint(
+    train_here: TrainCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(settings: Settings) -> Classifier:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step=6))  # of 4 an epoch
+        return Classifier(net, partial(SGD, lr=0.01))
+
+    monkeypatch.setattr(training, "build_classifier", build)
+    with pytest.raises(UserError, match=r"at step 6, in epoch 2, .* the last finished epoch is in ") as caught:
+        train_here(*SMALL)
+    folder = Path(str(caught.value).rsplit(" is in ", 1)[1]).parent
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+    assert not (folder.parent / "metrics.json").exists()
+
+
+def test_all_images_and_the_test_set_after_each_epoch(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "data.val_size=0", "test_every_epoch=true")
+    assert len(run.scalars("test/acc")) == 2
+    assert run.metrics["images"] == 2 * 1200
+    assert run.metrics["val/acc"] is None
+    assert run.metrics["best_val_acc"] is None
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "+trainer.limit_train_batches=2", "+trainer.gradient_clip_val=1.0")
+    assert run.metrics["images"] == 2 * 2 * 256
+
+
+def test_a_sweep_from_another_directory(train_command: TrainCommand, train_here: TrainCommand, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    axes = ("optimizer.lr=0.1,-1", "seed=3,4")
+    run = train_command(*SMALL, "-m", *axes, f"hydra.sweep.dir={sweep}", cwd=tmp_path)
+    jobs = [Finished(0, "", "", sweep / str(number)) for number in range(4)]
+    assert [job.metrics["seed"] for job in jobs[:2]] == [3, 4]
+    assert run.status != 0
+    for job in jobs[2:]:
+        assert "optimizer.lr=-1: input should be greater than 0" in (job.folder / "train.log").read_text()
+    alone = train_here(*SMALL, "optimizer.lr=0.1", "seed=4")
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(jobs[1]).items())
+
+
+def test_the_real_images(train_command: TrainCommand, real_root: Path) -> None:
+    run = train_command(f"data.root={real_root}", "model=lenet_relu", "optimizer=adam", "trainer.max_epochs=1")
+    assert run.status == 0, run.stderr
+    assert run.metrics["images"] == 55_000
+    assert run.metrics["val/acc"] > 0.7
+    assert run.metrics["test/acc"] > 0.7
