@@ -7,21 +7,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict, read_write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet import fashion_mnist
+from lenet.cli import compose_settings
 from lenet.errors import UserError
-from lenet.training import train
+from lenet.training import run
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +83,7 @@ TrainCommand = Callable[..., Finished]
 def train_command(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
     """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would, with its output in pipes."""
 
-    def run(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
+    def train(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
         folder = folder or tmp_path_factory.mktemp("run") / "run"
         command = [sys.executable, str(PROJECT / "train.py"), *overrides]
         if not any(word.startswith(("-", "hydra.")) for word in overrides):
@@ -95,27 +93,19 @@ def train_command(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
         )
         return Finished(done.returncode, done.stdout, done.stderr, folder)
 
-    return run
+    return train
 
 
 @pytest.fixture
-def train_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainCommand]:
+def train_here(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
     """Trains in this process, which saves the seconds that a new one needs to load torch."""
 
-    def run(*overrides: str) -> Finished:
+    def train(*overrides: str) -> Finished:
         folder = tmp_path_factory.mktemp("run")
-        OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
-        with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-            config = compose("train", overrides=list(overrides), return_hydra_config=True)
-        with read_write(config), open_dict(config):
-            config.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(config)
-        train(config)
+        run(compose_settings(PROJECT, *overrides), folder)
         return Finished(0, "", "", folder)
 
-    hydra_config = HydraConfig.instance().cfg
-    yield run
-    HydraConfig.instance().cfg = hydra_config
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from lenet.config import Settings, did_you_mean, known_keys, read_settings
+from lenet.cli import compose_settings
+from lenet.config import Settings, did_you_mean, known_keys
 from lenet.errors import UserError
 from tests.conftest import PROJECT
 
@@ -14,9 +13,7 @@ CONF = PROJECT / "conf"
 
 
 def settings(*overrides: str) -> Settings:
-    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return read_settings(compose("train", overrides=list(overrides)))
+    return compose_settings(PROJECT, *overrides)
 
 
 def choices() -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -24,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lenet.config import did_you_mean, known_keys, read_settings
+from lenet.config import Settings, did_you_mean, known_keys, read_settings
 from lenet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -56,13 +57,24 @@ _FLAGS = {
 
 def start(main: Callable[[], Any], project: Path) -> None:
     """Run a Hydra application whose outputs and data lie below `project`, wherever it was started from."""
-    OmegaConf.register_new_resolver("project", lambda: str(project), replace=True)
+    _register_project(project)
     os.environ[_HYDRA_RAISES] = "1"
     with one_line_errors():
         _check_flags(sys.argv[1:])
         # Hydra takes settings on one side of -m alone; a user may write it anywhere.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
         main()
+
+
+def compose_settings(project: Path, *overrides: str) -> Settings:
+    """The settings that `train.py` in `project` would run with these overrides; for scripts and tests.
+
+    Raises:
+        UserError, HydraException: as the command line would refuse them.
+    """
+    _register_project(project)
+    with initialize_config_dir(str(project / "conf"), version_base="1.3"):
+        return read_settings(compose("train", overrides=list(overrides)))
 
 
 @contextmanager
@@ -125,6 +137,10 @@ def _claim(config: DictConfig, key: str) -> Path:
     with read_write(config), open_dict(config):
         OmegaConf.update(config, key, str(folder))
     return folder
+
+
+def _register_project(project: Path) -> None:
+    OmegaConf.register_new_resolver("project", lambda: str(project), replace=True)
 
 
 def _check_flags(arguments: Sequence[str]) -> None:

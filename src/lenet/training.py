@@ -71,26 +71,37 @@ def check(settings: Settings) -> None:
 
 
 def train(config: DictConfig) -> float | None:
-    """Run one configuration in the folder that Hydra made for it.
+    """Run the configuration of a Hydra job in the folder that Hydra made for it.
 
     Returns:
-        The best validation accuracy; None if no images were held out.
+        The best validation accuracy, for sweeps that maximise it; None if no images were held out.
 
     Raises:
         UserError: the run cannot start, or training diverged.
     """
     settings = read_settings(config)
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:
-        if settings.device.devices > 1:
-            raise UserError(
-                f"device.devices={settings.device.devices}: a sweep (-m) runs on one device; start such runs one by one"
-            )
+        devices = settings.device.devices
+        if devices > 1:
+            raise UserError(f"device.devices={devices}: a sweep (-m) runs on one device; start such runs one by one")
         check(settings)  # a single run was checked before it got a folder
+    best: float | None = run(settings, Path(hydra.runtime.output_dir))["best_val_acc"]
+    return best
+
+
+def run(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Train, evaluate, and leave the run's files in `folder`.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        UserError: training diverged.
+        KeyboardInterrupt: the user pressed Ctrl-C; says what is left.
+    """
     _quiet_libraries()
     pl.seed_everything(settings.seed, verbose=False)
-
     data = build_data(settings)
     classifier = build_classifier(settings)
     throughput = Throughput()
@@ -123,14 +134,10 @@ def train(config: DictConfig) -> float | None:
     result = _result(settings, classifier, trainer, throughput)
     if trainer.is_global_zero:
         _write_json(folder / "metrics.json", result)
-        log.info(
-            "loss %.3f, train acc %.3f, test acc %.3f",
-            result["train/loss"],
-            result["train/acc"],
-            result["test/acc"],
-        )
+        loss, train_acc, test_acc = result["train/loss"], result["train/acc"], result["test/acc"]
+        log.info("loss %.3f, train acc %.3f, test acc %.3f", loss, train_acc, test_acc)
         log.info("%.1f examples/sec on %s", result["train/examples_per_sec"], result["device"])
-    return classifier.best_val_acc
+    return result
 
 
 def build_data(settings: Settings) -> ImageDataModule:
