@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_weights_and_zero_is_a_seed(train_here: Tra
 
 
 def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
-    # Batches of 64 out of 1000 images: the last batch has 40. With 3 images in the last, shares are unequal.
+    # 1,003 images in batches of 64: the first has 43, which two processes cannot share equally.
     settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "optimizer.lr=0.5", "device=cpu")
     one = train_command(*settings)
     two = train_command(*settings, "device=ddp", "device.devices=2")
@@ -120,7 +120,8 @@ def test_all_images_and_the_test_set_after_each_epoch(train_here: TrainCommand) 
 
 def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "+trainer.limit_train_batches=2", "+trainer.gradient_clip_val=1.0")
-    assert run.metrics["images"] == 2 * 2 * 256
+    # The 1,000 images are batches of 232, 256, 256 and 256.
+    assert run.metrics["images"] == 2 * (232 + 256)
 
 
 def test_a_sweep_from_another_directory(train_command: TrainCommand, train_here: TrainCommand, tmp_path: Path) -> None:

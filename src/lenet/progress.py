@@ -42,6 +42,7 @@ class Progress(pl.Callback):
                 leave=False,
                 file=sys.stdout,
                 dynamic_ncols=True,
+                mininterval=0,  # log points are rare enough
                 bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
             )
 

@@ -28,6 +28,7 @@ from lenet.checkpoints import TimedCheckpointIO, checkpoint_callback
 from lenet.config import Settings, did_you_mean, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
+from lenet.memory import keep_freed_memory
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
 from lenet.progress import Progress
@@ -101,6 +102,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         KeyboardInterrupt: the user pressed Ctrl-C; says what is left.
     """
     _quiet_libraries()
+    keep_freed_memory()
     pl.seed_everything(settings.seed, verbose=False)
     data = build_data(settings)
     classifier = build_classifier(settings)
