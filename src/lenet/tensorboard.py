@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,10 @@ class RunLogger(TensorBoardLogger):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph needs torch.jit.trace
             self.experiment.add_graph(net, torch.zeros(1, 1, 28, 28))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers; Lightning's own `epoch` among them, a straight line, is left out."""
+        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
 
     def save(self) -> None:
         """Bring everything to the disk."""
