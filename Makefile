@@ -12,7 +12,8 @@ DATA := data/FashionMNIST/raw/t10k-labels-idx1-ubyte
 
 .PHONY: train test lint data clean
 
-train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS)),,$(DATA))
+# Where the user names other data, the run itself sees to it.
+train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS))$(findstring data.root=,$(ARGS)),,$(DATA))
 	$(VENV) train.py model=lenet $(ARGS)
 
 test: $(ENVIRONMENT) $(DATA)

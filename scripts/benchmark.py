@@ -168,7 +168,7 @@ def report(figures: dict[str, list[float]]) -> str:
         rows.append(f"{ours} ÷ {other}: {spread(ratios, '.2f')}")
     return "\n".join(
         [
-            f"Median (lowest–highest) of {len(figures[ours])} rounds; {processor()}, {torch.get_num_threads()} cores",
+            f"Median (lowest–highest) of {len(figures[ours])} rounds; {processor()}, {torch.get_num_threads()} threads",
             f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}:",
             *rows,
         ]
@@ -201,7 +201,8 @@ def main() -> None:
     print(text)
     result = PROJECT / "outputs" / "benchmarks" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
     result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps({"report": text.splitlines(), "examples_per_sec": figures}, indent=2) + "\n")
+    content = {"report": text.splitlines(), "epochs": arguments.epochs, "examples_per_sec": figures}
+    result.write_text(json.dumps(content, indent=2) + "\n")
     print(f"Every figure: {result}")
 
 

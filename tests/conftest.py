@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test reach this machine alone."""
+    """Let this process connect to this machine alone. (Programs that tests start are given data that is here.)"""
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: Any) -> None:

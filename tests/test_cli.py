@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_a_folder_that_holds_something_is_not_used_for_a_run(train_command: Trai
     (tmp_path / "precious").touch()
     run = train_command("data=synthetic", folder=tmp_path)
     assert run.status != 0
-    assert "is not empty" in run.stderr
+    assert "is not an empty folder" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
@@ -124,19 +125,39 @@ def test_a_mistake_is_answered_before_torch_is_loaded(override: str) -> None:
     assert "torch" not in imported
 
 
-def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    # An entry like train.py that trains nothing, with outputs/ below it; called from another directory.
-    (tmp_path / "conf").symlink_to(PROJECT / "conf")
-    entry = tmp_path / "train.py"
-    entry.write_text(
+def entry(folder: Path, **main_config: object) -> Path:
+    """A script like train.py, in a folder of its own and with its own head of conf/, that trains nothing."""
+    shutil.copytree(PROJECT / "conf", folder / "conf")
+    head = {"defaults": ["train", "_self_"], **main_config}
+    (folder / "conf" / "head.yaml").write_text(json.dumps(head))
+    script = folder / "entry.py"
+    script.write_text(
         "import pathlib, hydra, lenet.cli\n"
-        "@hydra.main(version_base='1.3', config_path='conf', config_name='train')\n"
+        "@hydra.main(version_base='1.3', config_path='conf', config_name='head')\n"
         "def main(config): pass\n"
         "lenet.cli.start(main, pathlib.Path(__file__).parent)\n"
     )
-    time.sleep(1 - time.time() % 1)  # begin with a second, so that all fall into it
-    runs = [subprocess.Popen([sys.executable, str(entry), "data=synthetic"], cwd=os.sep) for _ in range(3)]
+    return script
+
+
+def test_runs_that_start_at_the_same_time_get_folders_of_their_own(tmp_path: Path) -> None:
+    # The same folder for all, as when they start in the same second; called from another directory.
+    script = entry(tmp_path, hydra={"run": {"dir": "${project:}/outputs/second"}})
+    runs = [subprocess.Popen([sys.executable, str(script), "data=synthetic"], cwd=os.sep) for _ in range(3)]
     assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
-    folders = list((tmp_path / "outputs").glob("*/*"))
-    assert len(folders) == 3
+    folders = sorted((tmp_path / "outputs").iterdir())
+    assert [folder.name for folder in folders] == ["second", "second-2", "second-3"]
     assert all((folder / ".hydra" / "config.yaml").exists() for folder in folders)
+
+
+def test_a_defect_in_the_checks_ends_the_program(tmp_path: Path) -> None:
+    # Hydra alone would make a warning of it, and start the run in a folder that nobody claimed.
+    script = entry(tmp_path)
+    code = script.read_text().replace(
+        "import pathlib", "import lenet.training\nlenet.training.check = None\nimport pathlib"
+    )
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "TypeError" in done.stderr
+    assert not (tmp_path / "outputs").exists()

@@ -16,6 +16,7 @@ from lenet.data import Batch, ImageDataModule, SyntheticDataModule
 from lenet.errors import DivergenceError
 from lenet.model import LeNet
 from lenet.module import Classifier, Tally
+from lenet.throughput import Throughput
 
 
 def synthetic(**changes: Any) -> ImageDataModule:
@@ -24,16 +25,18 @@ def synthetic(**changes: Any) -> ImageDataModule:
 
 
 def fit(module: Classifier, data: ImageDataModule, folder: Path, **arguments: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        **{"max_epochs": 1, "log_every_n_steps": 2} | arguments,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-    )
+    defaults: dict[str, Any] = {
+        "max_epochs": 1,
+        "log_every_n_steps": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    trainer = pl.Trainer(**(defaults | arguments))
     trainer.fit(module, datamodule=data)
     return trainer
 
@@ -91,6 +94,7 @@ def test_the_mean_of_the_devices_gradients_is_the_gradient_of_the_whole_batch(sp
 
     class TwoDevices:
         world_size = 2
+        global_step = 0
         optimizers = (SGD(module.parameters(), lr=0.5),)
 
     module._trainer = TwoDevices()  # type: ignore[assignment]
@@ -127,6 +131,54 @@ def test_weights_spoilt_by_the_last_step_do_not_pass_the_evaluation(tmp_path: Pa
     module = Classifier(LeNet(), partial(SGD, lr=math.inf))
     with pytest.raises(DivergenceError, match="val/loss after step 1"):
         fit(module, synthetic(batch_size=210), tmp_path)
+
+
+def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path: Path) -> None:
+    class Untouched(pl.Callback):
+        """Like ModelCheckpoint, its turn is after the module's."""
+
+        saved = False
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            self.saved = True
+
+    module, witness = Classifier(LeNet(), partial(SGD, lr=math.inf)), Untouched()
+    data = synthetic(batch_size=300, val_size=0)
+    with pytest.raises(DivergenceError, match="weights are not numbers any more after step 1"):
+        fit(module, data, tmp_path, callbacks=[Throughput(), witness])
+    assert not witness.saved
+
+
+def test_the_step_is_the_optimizers_when_gradients_accumulate(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step=4))
+    with pytest.raises(DivergenceError, match="at step 2, in epoch 1"):
+        fit(Classifier(net, partial(SGD, lr=0.01)), synthetic(), tmp_path, accumulate_grad_batches=2)
+
+
+def test_an_epoch_that_is_cut_short_reports_the_images_it_saw(tmp_path: Path) -> None:
+    module = Classifier(LeNet(), partial(SGD, lr=0.1))
+    fit(module, synthetic(), tmp_path, max_steps=3)
+    assert module.training_tally.images == 18 + 64 + 64  # what is left of 210 comes first
+    assert module.metrics["train/loss"] == module.training_tally.loss
+
+
+def test_a_sanity_check_is_not_an_epoch(tmp_path: Path) -> None:
+    class Look(pl.Callback):
+        def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            assert isinstance(pl_module, Classifier)
+            assert pl_module.best_val_acc is None
+            assert pl_module.metrics == {}
+            trainer.should_stop = True
+
+    module = Classifier(LeNet(), partial(SGD, lr=0.1))
+    fit(module, synthetic(), tmp_path, callbacks=[Look()], num_sanity_val_steps=2)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_other_precisions_train(precision: str, tmp_path: Path) -> None:
+    module = Classifier(LeNet(), partial(SGD, lr=0.1))
+    fit(module, synthetic(), tmp_path, precision=precision)
+    assert math.isfinite(module.metrics["train/loss"])
 
 
 def test_the_logged_rate_is_the_one_the_last_step_used(tmp_path: Path) -> None:

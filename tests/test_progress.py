@@ -19,19 +19,22 @@ from lenet.throughput import Throughput
 class CountingTerminal(io.StringIO):
     """Counts how often something is drawn over the current line."""
 
+    def isatty(self) -> bool:
+        return True
+
     @property
     def redrawn(self) -> int:
         return self.getvalue().count("\r")
 
 
-def train(folder: Path, terminal: bool) -> None:
+def train(folder: Path) -> None:
     throughput = Throughput()
     pl.Trainer(
         max_epochs=2,
         log_every_n_steps=10,
         accelerator="cpu",
         logger=False,
-        callbacks=[throughput, Progress(throughput, terminal=terminal)],
+        callbacks=[throughput, Progress(throughput)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -44,7 +47,7 @@ def train(folder: Path, terminal: bool) -> None:
 
 def test_a_line_an_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="lenet")
-    train(tmp_path, terminal=False)
+    train(tmp_path)
     lines = [record.getMessage() for record in caplog.records if record.name == "lenet.progress"]
     assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     for line in lines:
@@ -54,16 +57,16 @@ def test_a_line_an_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_into_a_pipe_no_bar_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = CountingTerminal()
+    pipe = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe)
-    train(tmp_path, terminal=False)
+    train(tmp_path)
     assert pipe.getvalue() == ""
 
 
 def test_on_a_terminal_the_bar_is_drawn_at_log_points_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = CountingTerminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    train(tmp_path, terminal=True)
+    train(tmp_path)
     for part in ("epoch 2/2", "30/30", "loss ", "acc ", "examples/s"):
         assert part in terminal.getvalue()
     # 30 steps an epoch are 3 log points; the bar is also drawn when it appears and when it goes (three times \r).

@@ -86,6 +86,16 @@ def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
         torch.testing.assert_close(weights(two)[name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", [("device=cpu",), ("device=ddp", "device.devices=2")], ids=["one", "two processes"])
+def test_a_diverging_run_ends_with_one_line(train_command: TrainCommand, device: tuple[str, ...]) -> None:
+    run = train_command(*SMALL, "optimizer.lr=3e38", *device)
+    assert run.status != 0
+    (line,) = run.stderr.splitlines()
+    assert "optimizer.lr=3e+38" in line
+    assert line in (run.folder / "train.log").read_text()
+    assert not (run.folder / "metrics.json").exists()
+
+
 def test_a_diverging_run_names_its_step(train_here: TrainCommand) -> None:
     message = r"at step \d+, in epoch 1, with optimizer\.lr=3e\+38; .*; no epoch was finished: no checkpoint"
     with pytest.raises(UserError, match=message):
@@ -122,6 +132,16 @@ def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "+trainer.limit_train_batches=2", "+trainer.gradient_clip_val=1.0")
     # The 1,000 images are batches of 232, 256, 256 and 256.
     assert run.metrics["images"] == 2 * (232 + 256)
+
+
+def test_a_trial_run_of_one_batch(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "+trainer.fast_dev_run=true")
+    assert run.metrics["images"] == 232
+
+
+def test_what_was_not_measured_is_null(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "+trainer.limit_test_batches=0")
+    assert run.metrics["test/acc"] is None
 
 
 def test_a_sweep_from_another_directory(train_command: TrainCommand, train_here: TrainCommand, tmp_path: Path) -> None:

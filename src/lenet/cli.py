@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,24 +36,13 @@ _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
 _SWEEP_FLAGS = ("-m", "--multirun")
+# fmt: off
 _FLAGS = {
-    *_SWEEP_FLAGS,
-    *(
-        "--help",
-        "-h",
-        "--hydra-help",
-        "--version",
-        "--cfg",
-        "-c",
-        "--resolve",
-        "--package",
-        "-p",
-        "--run",
-        "-r",
-    ),
-    *("--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
-    *("--config-dir", "-cd", "--info", "-i"),
+    "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
+    "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
+    "-cd", "--config-dir", "-i", "--info",
 }
+# fmt: on
 
 
 def start(main: Callable[[], Any], project: Path) -> None:
@@ -83,13 +73,14 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
+        line = f"error: {_one_line(error)}"
         if _in_sweep():
             # The job's own log says at once why it failed; Hydra goes on with the next one.
-            log.error("error: %s", _one_line(error))
+            log.error(line)
             raise
-        if _user_wants_traceback:
+        if _user_wants_traceback and not _is_child():
             raise
-        _exit(f"error: {_one_line(error)}", status=1)
+        _exit(line, status=1)
     except KeyboardInterrupt as interrupt:
         _exit("; ".join(["stopped by Ctrl-C", *map(str, interrupt.args)]), status=130)
 
@@ -100,7 +91,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if _is_child():
             return  # the process that started this one has done it
-        with one_line_errors():
+        with _nothing_swallowed(), one_line_errors():
             settings = read_settings(config)
             from lenet.training import check  # torch loads here, and a mistake above need not wait for it
 
@@ -108,34 +99,56 @@ class Preflight(Callback):
             _claim(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with one_line_errors():
+        with _nothing_swallowed(), one_line_errors():
             folder = _claim(config, "hydra.sweep.dir")
             # Each job composes its configuration anew, from these overrides.
             with read_write(config), open_dict(config):
                 config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
 
 
+@contextmanager
+def _nothing_swallowed() -> Iterator[None]:
+    """Hydra turns an exception in a callback into a warning and goes on; let a defect of ours end the program."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
 def _claim(config: DictConfig, key: str) -> Path:
     """Create the folder that the key names, with a number added if another run has it; the key then names it."""
     wanted = Path(str(OmegaConf.select(config, key))).absolute()
-    chosen_by_user = any(str(item).startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+    chosen_by_user = any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                if not chosen_by_user:
-                    continue
-                if not folder.is_dir() or any(folder.iterdir()):
-                    raise UserError(f"{key}={folder}: is not empty; name a new folder") from None
-                break
+        folder = _take_empty(wanted, key) if chosen_by_user else _make_new(wanted)
     except OSError as error:
         raise UserError(f"{key}={wanted}: cannot be created ({error.strerror}); name another folder") from None
     with read_write(config), open_dict(config):
         OmegaConf.update(config, key, str(folder))
+    return folder
+
+
+def _make_new(wanted: Path) -> Path:
+    folder, numbers = wanted, itertools.count(2)
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            folder = wanted.with_name(f"{wanted.name}-{next(numbers)}")
+
+
+def _take_empty(folder: Path, key: str) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError
+        # Hydra's own folder marks it as taken: of two runs at once, one finds it there.
+        (folder / ".hydra").mkdir()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{key}={folder}: is not an empty folder; name a new one") from None
     return folder
 
 
@@ -182,4 +195,7 @@ def _is_child() -> bool:
 def _exit(line: str, status: int) -> None:
     if not _is_child():
         print(line, file=sys.stderr)
+        for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None))
     sys.exit(status)

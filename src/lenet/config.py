@@ -1,7 +1,7 @@
 """What a configuration may say: every key, its type and its range, and the classes it may name.
 
-conf/ holds the values, this file the rules. A class that no `_target_` below lists cannot be instantiated
-from a configuration, whoever wrote it. The rules need no torch, so that a mistake is answered at once.
+conf/ holds the values, this file the rules, but for Hydra's own section. A class that no `_target_` below lists is not
+instantiated from a configuration, whoever wrote it. The rules need no torch, so that a mistake is answered at once.
 """
 
 from __future__ import annotations
@@ -133,6 +133,8 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "callbacks": "the program itself",
     "plugins": "the program itself",
     "default_root_dir": "hydra.run.dir",
+    "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
+    "overfit_batches": "another argument: +trainer.limit_train_batches",
     "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 
@@ -203,8 +205,8 @@ def _first_mistake(error: ValidationError) -> str:
         case "union_tag_invalid":
             allowed = mistake["ctx"]["expected_tags"].replace("'", "")
             return f"{key}._target_={mistake['ctx']['tag']}: not allowed here; choose from {allowed}"
-        case "union_tag_not_found" | "model_type":
-            return f"{key}={mistake['input']}: should be one of the choices in conf/{key}/"
+        case "union_tag_not_found" | "model_type" | "model_attributes_type":
+            return f"{key}={mistake['input']}: should be a mapping, as in the files below conf/"
         case _:
             return f"{key}={mistake['input']}: {message}"
 

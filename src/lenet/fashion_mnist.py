@@ -29,8 +29,6 @@ from torchvision.datasets.utils import download_url
 
 from lenet.errors import UserError
 
-CLASSES: tuple[str, ...] = tuple(FashionMNIST.classes)
-
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist puts the four .gz files."""
 
@@ -88,16 +86,16 @@ def obtain(root: Path, mirrors: Sequence[str] | None = None) -> None:
         UserError: a file is damaged, cannot be obtained from any source, or cannot be written.
     """
     raw = raw_folder(root)
-    if not _all_present(raw):
-        _make_folder(root)
-        try:
+    try:
+        if not all((raw / file.name).exists() for file in FILES):
+            _make_folder(root)
             raw.mkdir(parents=True, exist_ok=True)
             with FileLock(raw / ".lock"):
                 _fetch_missing(raw, FashionMNIST.mirrors if mirrors is None else mirrors)
-        except OSError as error:
-            raise UserError(
-                f"{raw}: cannot be written ({error.strerror or error}); set data.root to a folder that can"
-            ) from error
+    except OSError as error:
+        raise UserError(
+            f"{raw}: cannot be used ({error.strerror or error}); set data.root to a folder that can be read and written"
+        ) from error
     for file in FILES:
         _verify(raw / file.name, file)
 
@@ -116,10 +114,6 @@ def load(root: Path) -> tuple[Images, Images]:
     return train, test
 
 
-def _all_present(raw: Path) -> bool:
-    return all((raw / file.name).exists() for file in FILES)
-
-
 def _make_folder(root: Path) -> None:
     # Only the last folder of the path is made: a longer missing path is more likely a slip of the pen.
     if not root.parent.is_dir():
@@ -136,16 +130,18 @@ def _make_folder(root: Path) -> None:
 
 def _verify(path: Path, file: DataFile) -> None:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(file.size + 1)  # one byte too many is enough to know
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or set data.root") from None
     if fault := _fault(content, file):
         raise UserError(f"{path}: {fault}; delete the file, and the next run obtains it anew")
 
 
 def _fault(content: bytes, file: DataFile) -> str | None:
     if len(content) != file.size:
-        return f"has {len(content):,} bytes where Fashion-MNIST has {file.size:,}"
+        found = f"more than {file.size:,}" if len(content) > file.size else f"{len(content):,}"
+        return f"has {found} bytes where Fashion-MNIST has {file.size:,}"
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         return f"has SHA-256 {found} where Fashion-MNIST has {file.sha256}"

@@ -28,7 +28,7 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 @dataclass
 class Tally:
-    """Sums over the images seen since it was made: on the device until `read`, then here as well.
+    """Sums over the images added since it was made, as of the last `read`; until then they stay on the device.
 
     Attributes:
         loss_sum: of the images' cross entropies.
@@ -39,24 +39,23 @@ class Tally:
     loss_sum: float = 0.0
     correct: int = 0
     images: int = 0
-    _losses: list[Tensor] = field(default_factory=list)
-    _corrects: list[Tensor] = field(default_factory=list)
+    _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
 
     def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in one batch, without waiting for the device: its summed loss (), logits (N, 10), labels (N,)."""
-        self._losses.append(loss_sum.detach())
-        self._corrects.append((logits.detach().argmax(dim=1) == labels).sum())
-        self.images += len(labels)
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        self._unread.append((loss_sum.detach(), correct, len(labels)))
 
     def read(self) -> list[float]:
         """Wait for the device and add up; returns the summed loss of each batch since the last call."""
-        if not self._losses:
+        if not self._unread:
             return []
-        losses: list[float] = torch.stack(self._losses).tolist()
-        self.loss_sum += math.fsum(losses)
-        self.correct += int(torch.stack(self._corrects).sum())
-        self._losses.clear()
-        self._corrects.clear()
+        loss_sums, corrects, images = zip(*self._unread, strict=True)
+        losses: list[float] = torch.stack(loss_sums).tolist()
+        self.loss_sum += sum(losses)
+        self.correct += int(torch.stack(corrects).sum())
+        self.images += sum(images)
+        self._unread.clear()
         return losses
 
     @property
@@ -95,11 +94,15 @@ class Classifier(pl.LightningModule):
         self.metrics: dict[str, float] = {}
         self.training_tally = Tally()
         self._evaluation_tallies: dict[str, Tally] = {}
+        self._unread_steps: list[int] = []
+        self._epoch_finished = False
         self._lr = math.nan
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28)."""
-        logits: Tensor = self.net(images.to(memory_format=torch.channels_last))
+        # The dtype is another than the images' with +trainer.precision=bf16-true and the like.
+        dtype = next(self.net.parameters()).dtype
+        logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
         return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
@@ -111,13 +114,14 @@ class Classifier(pl.LightningModule):
         return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=schedule)
 
     def on_train_epoch_start(self) -> None:
-        self.training_tally = Tally()
+        self.training_tally, self._unread_steps, self._epoch_finished = Tally(), [], False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         logits = self(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
         self.training_tally.add(loss_sum, logits, batch.labels)
+        self._unread_steps.append(self.trainer.global_step + 1)
         # The mean over the whole batch. Lightning averages the gradients of all devices, whose shares may differ
         # in size; multiplied by their number, the average is the gradient of this mean.
         return loss_sum * (self.trainer.world_size / batch.total)
@@ -125,9 +129,28 @@ class Classifier(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if is_log_point(self.trainer):
             self.read_training_tally()
-        if self.trainer.is_last_batch:
-            self._publish_means("train", self.training_tally)
-            self.publish({"lr": float(self._lr)})
+
+    def on_train_epoch_end(self) -> None:
+        self.finish_epoch()
+
+    def finish_epoch(self) -> None:
+        """Log the epoch's means; later calls do nothing. Callbacks whose turn is before the module's call it.
+
+        Raises:
+            DivergenceError: the loss or a weight is not a finite number.
+        """
+        if self._epoch_finished:
+            return
+        self._epoch_finished = True
+        self.read_training_tally()
+        # The last step of an epoch can spoil the weights after its own loss was still a number.
+        if not all(torch.isfinite(parameter).all() for parameter in self.parameters()):
+            raise DivergenceError(
+                f"the weights are not numbers any more after step {self.trainer.global_step}; try a smaller"
+                " optimizer.lr"
+            )
+        self._publish_means("train", self.training_tally)
+        self.publish({"lr": float(self._lr)})
 
     def read_training_tally(self) -> None:
         """Bring `training_tally` up to date; on each device at the same step.
@@ -138,8 +161,9 @@ class Classifier(pl.LightningModule):
         losses = self.training_tally.read()
         if not losses:
             return
-        first_bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        step = math.inf if first_bad is None else self.trainer.global_step - len(losses) + first_bad + 1
+        steps = zip(self._unread_steps, losses, strict=True)
+        step: float = next((step for step, loss in steps if not math.isfinite(loss)), math.inf)
+        self._unread_steps.clear()
         # All devices stop together, or those that go on would wait for the others for ever.
         step = self._reduce([step], "min")[0]
         if math.isfinite(step):
@@ -172,6 +196,8 @@ class Classifier(pl.LightningModule):
 
     def _publish_evaluation(self) -> None:
         tallies, self._evaluation_tallies = self._evaluation_tallies, {}
+        if self.trainer.sanity_checking:
+            return
         for stage, tally in tallies.items():
             tally.read()
             self._publish_means(stage, tally)
@@ -181,7 +207,6 @@ class Classifier(pl.LightningModule):
         loss_sum, correct, images = self._reduce([tally.loss_sum, tally.correct, tally.images], "sum")
         total = Tally(loss_sum, int(correct), int(images))
         if stage != "train" and not math.isfinite(total.loss):
-            # The last step of an epoch can spoil the weights after its own loss was still a number.
             raise DivergenceError(
                 f"the weights give no finite {stage}/loss after step {self.trainer.global_step}; try a smaller"
                 " optimizer.lr"

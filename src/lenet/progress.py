@@ -22,18 +22,16 @@ class Progress(pl.Callback):
 
     Args:
         throughput: knows the examples per second.
-        terminal: whether to show the bar; by default, whether standard output is a terminal.
     """
 
-    def __init__(self, throughput: Throughput, terminal: bool | None = None) -> None:
+    def __init__(self, throughput: Throughput) -> None:
         self._throughput = throughput
-        self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._bar: tqdm[Any] | None = None
         self._evaluated = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluated = False
-        if self._terminal and trainer.is_global_zero:
+        if sys.stdout.isatty() and trainer.is_global_zero:
             steps = trainer.num_training_batches
             self._bar = tqdm(
                 total=None if math.isinf(steps) else int(steps),
@@ -43,6 +41,7 @@ class Progress(pl.Callback):
                 file=sys.stdout,
                 dynamic_ncols=True,
                 mininterval=0,  # log points are rare enough
+                miniters=1,
                 bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
             )
 
@@ -67,6 +66,7 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         self._close_bar()
+        pl_module.finish_epoch()
         metrics = pl_module.metrics
         parts = [
             f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}"

@@ -99,6 +99,7 @@ class Throughput(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        pl_module.finish_epoch()
         wait_for_device(pl_module)
         pl_module.publish({"train/examples_per_sec": self.examples_per_sec})
         self._mark(pl_module)

@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import platform
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     result = _result(settings, classifier, trainer, throughput)
     if trainer.is_global_zero:
         _write_json(folder / "metrics.json", result)
-        loss, train_acc, test_acc = result["train/loss"], result["train/acc"], result["test/acc"]
-        log.info("loss %.3f, train acc %.3f, test acc %.3f", loss, train_acc, test_acc)
+        loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
+        log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
         log.info("%.1f examples/sec on %s", result["train/examples_per_sec"], result["device"])
     return result
 
@@ -169,13 +168,13 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # lenet.data gives each device its share
     }
-    device, passed_through = settings.section("device"), settings.trainer.model_extra or {}
+    device = settings.section("device")
     try:
         return pl.Trainer(**(defaults | device | settings.section("trainer") | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        section, values = ("trainer", passed_through) if passed_through else ("device", device)
-        given = ", ".join(f"{section}.{key}={value}" for key, value in values.items())
-        raise UserError(f"{given}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
+        given = [f"trainer.{key}={value}" for key, value in (settings.trainer.model_extra or {}).items()]
+        given += [f"device.{key}={value}" for key, value in device.items()]
+        raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
 
 
 def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger) -> None:
@@ -219,10 +218,16 @@ def _result(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Write it whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
-    Path(stream.name).replace(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _rounded(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"  # – where the user left the evaluation out
 
 
 def _quiet_libraries() -> None:
@@ -235,6 +240,7 @@ def _quiet_libraries() -> None:
         "LeafSpec.* is deprecated",  # Lightning's affair
         "It is recommended to use .*sync_dist=True",  # lenet.module sums over the devices itself
         "Using `DistributedSampler` with the dataloaders",  # lenet.data shares without repeating examples
+        "Total length of `list` across ranks is zero",  # data.val_size=0: nothing to validate on is what was asked for
         "GPU available but not used",  # the user said device=cpu
         "Checkpoint directory .* exists and is not empty",  # hydra.run.dir is checked before
     ):
