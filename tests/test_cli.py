@@ -41,6 +41,7 @@ def assert_refused(run: Finished, *parts: str) -> None:
         ("optimzer=sgd", ["optimzer", "did you mean optimizer?"]),
         ("+trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs?"]),
         ("+trainer.precision=half", ["trainer.precision=half", "bf16-mixed"]),
+        ("+trainer.max_epochs=3", ["+trainer.max_epochs", "without the +"]),
         ("--optimizer.lr=1", ["--optimizer.lr=1", "without dashes: optimizer.lr=1"]),
         ("lenet_relu", ["lenet_relu", "KEY=VALUE"]),
         ("optimizer.lr=[", ["optimizer.lr=[", "KEY=VALUE"]),

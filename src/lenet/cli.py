@@ -177,6 +177,8 @@ def _one_line(error: Exception) -> str:
             )
         case OverrideParseException():
             return f"{error.override}: cannot be read as KEY=VALUE; see --help, and quote what the shell would change"
+        case ConfigCompositionException() if named := re.search(r"An item is already at '([^']*)'", text):
+            return f"+{named[1]}: the key exists already; write it without the +"
         case ConfigCompositionException() if named := re.search(r"Could not override '([^']*)'", text):
             return f"{named[1]}: no such key{did_you_mean(named[1], known_keys())}"
         case _:

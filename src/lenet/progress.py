@@ -55,9 +55,8 @@ class Progress(pl.Callback):
             if self._bar is not None:
                 tally = pl_module.training_tally
                 rate = self._throughput.examples_per_sec
-                self._bar.set_postfix_str(
-                    f"loss {tally.loss:.3f}, acc {tally.acc:.3f}, {rate:,.0f} examples/s", refresh=False
-                )
+                speed = f", {rate:,.0f} examples/s" if rate else ""  # nothing to tell just after the warm-up
+                self._bar.set_postfix_str(f"loss {tally.loss:.3f}, acc {tally.acc:.3f}{speed}", refresh=False)
                 self._bar.update(batch_idx + 1 - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
