@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lenet.config import Settings, did_you_mean, known_keys, read_settings
+from lenet.config import Settings, did_you_mean, known_keys, no_such_key, read_settings
 from lenet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         _exit(line, status=1)
     except KeyboardInterrupt as interrupt:
-        _exit("; ".join(["stopped by Ctrl-C", *map(str, interrupt.args)]), status=130)
+        _exit("; ".join(["interrupted", *map(str, interrupt.args)]), status=130)
 
 
 class Preflight(Callback):
@@ -160,7 +160,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
             name = argument.lstrip("-")
-            meant = f"settings are written without dashes: {name}" if "=" in name else "see --help"
+            key = name.partition("=")[0]
+            written = name if "=" in name else f"{name}=VALUE"
+            is_setting = "=" in name or key in known_keys() or did_you_mean(key, known_keys())
+            meant = f"settings are written without dashes: {written}" if is_setting else "see --help"
             raise UserError(f"{argument}: no such option; {meant}")
 
 
@@ -176,11 +179,16 @@ def _one_line(error: Exception) -> str:
                 f" (choose from {', '.join(error.options)})"
             )
         case OverrideParseException():
-            return f"{error.override}: cannot be read as KEY=VALUE; see --help, and quote what the shell would change"
+            return (
+                f"{error.override}: cannot be read as KEY=VALUE, without spaces around =; see --help, and quote what"
+                " the shell would change"
+            )
         case ConfigCompositionException() if named := re.search(r"An item is already at '([^']*)'", text):
             return f"+{named[1]}: the key exists already; write it without the +"
         case ConfigCompositionException() if named := re.search(r"Could not override '([^']*)'", text):
-            return f"{named[1]}: no such key{did_you_mean(named[1], known_keys())}"
+            return no_such_key(named[1])
+        case ConfigCompositionException() if named := re.search(r"Ambiguous value for argument '([^']*)'", text):
+            return f"{named[1]}: several values make a sweep; add -m"
         case _:
             return " ".join(text.split())
 

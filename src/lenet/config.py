@@ -199,7 +199,7 @@ def _first_mistake(error: ValidationError) -> str:
         case "value_error":  # one of the validators above, which name the key themselves
             return f"{key}.{mistake['ctx']['error']}"
         case "extra_forbidden":
-            return f"{key}: no such key{did_you_mean(key, known_keys())}"
+            return no_such_key(key)
         case "missing":
             return f"{key}: is missing from the configuration"
         case "union_tag_invalid":
@@ -208,7 +208,28 @@ def _first_mistake(error: ValidationError) -> str:
         case "union_tag_not_found" | "model_type" | "model_attributes_type":
             return f"{key}={mistake['input']}: should be a mapping, as in the files below conf/"
         case _:
-            return f"{key}={mistake['input']}: {message}"
+            return f"{key}={_as_written(mistake['input'])}: {message}"
+
+
+def _as_written(value: object) -> object:
+    """A number in quotes keeps them: without, nobody would see what is wrong with it."""
+    return repr(value) if isinstance(value, str) and value.strip("+-.eE0123456789") == "" else value
+
+
+def no_such_key(key: str) -> str:
+    """Why a key is refused, with the one that was probably meant."""
+    known = known_keys()
+    section, _, name = key.partition(".")
+    if key in known:
+        return f"{key}: belongs to another choice of {section} than the one made; see conf/{section}/"
+    if section == "trainer" and name:
+        close = did_you_mean(key, known)
+        return f"{key}: no such key{close}; other arguments of Lightning's Trainer are written +{key}=VALUE"
+    by_last_part = {full.rpartition(".")[2]: full for full in known}
+    meant = did_you_mean(key, known) or did_you_mean(key, by_last_part)
+    for last_part, full in by_last_part.items():
+        meant = meant.replace(f" {last_part}?", f" {full}?")
+    return f"{key}: no such key{meant}"
 
 
 def known_keys() -> list[str]:

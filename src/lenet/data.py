@@ -68,8 +68,8 @@ class BatchSampler(Sampler[Share]):
     """Yields each index once an epoch, in batches. What does not fill a batch comes first.
 
     Usually the smallest batch is an epoch's last. Its gradient is the noisiest, and at the published learning rate
-    of 0.9 a step on 96 images, taken just before the model is evaluated, costs about two points of test accuracy.
-    At the beginning it costs nothing: the steps on full batches that follow make up for it.
+    of 0.9 a step on 96 images, taken just before the model is evaluated, costs accuracy: on the test images of
+    experiment=d2l 0.807 ± 0.018 with it last (seeds 0-7), 0.823 ± 0.003 with it first (seeds 0-5).
 
     With several devices, each yields its share of every batch, so that the batches, and with them the course of
     training, do not depend on the number of devices.

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import logging
+import os
 import platform
 import warnings
 from pathlib import Path
@@ -61,6 +62,11 @@ def check(settings: Settings) -> None:
     if device.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
         raise UserError(
             f"device=gpu: torch {torch.__version__} finds no GPU on this machine; use device=auto or device=cpu"
+        )
+    most = max(2, os.cpu_count() or 1)  # two processes are worth a try everywhere
+    if device.devices > most and (device.accelerator == "cpu" or not CUDAAccelerator.is_available()):
+        raise UserError(
+            f"device.devices={device.devices}: this machine has {os.cpu_count()} CPU cores; use at most {most}"
         )
     accepted = inspect.signature(pl.Trainer.__init__).parameters
     for name in settings.trainer.model_extra or {}:
@@ -172,8 +178,10 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
     try:
         return pl.Trainer(**(defaults | device | settings.section("trainer") | arguments))
     except (MisconfigurationException, ValueError, TypeError) as error:
-        given = [f"trainer.{key}={value}" for key, value in (settings.trainer.model_extra or {}).items()]
-        given += [f"device.{key}={value}" for key, value in device.items()]
+        section, values = "trainer", settings.trainer.model_extra or {}
+        if not values or "devices" in str(error):
+            section, values = "device", device
+        given = [f"{section}.{key}={value}" for key, value in values.items()]
         raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
 
 
