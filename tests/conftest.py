@@ -112,7 +112,12 @@ def train_here(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
 def finished_run(train_command: TrainCommand) -> Finished:
     """One small run that several tests look at from different sides."""
     run = train_command(
-        "data=synthetic", "model=lenet_relu", "optimizer=adam", "trainer.max_epochs=3", "scheduler=cosine"
+        "data.train_size=6000",
+        "data=synthetic",
+        "model=lenet_relu",
+        "optimizer=adam",
+        "trainer.max_epochs=3",
+        "scheduler=cosine",
     )
     assert run.status == 0, run.stderr
     return run
