@@ -133,6 +133,9 @@ def measure(name: str, epochs: int) -> float:
 
 
 def _train_quietly(name: str, epochs: int) -> float:
+    # A spawned process would start its DataLoader's workers by spawning as well: importing torch anew in each, at
+    # every epoch, which no user's run does. None brings back the platform's default.
+    multiprocessing.set_start_method(None, force=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")  # on how to configure the template better
     with (
