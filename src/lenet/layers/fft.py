@@ -1,0 +1,47 @@
+"""The convolution theorem: a convolution is a product of Fourier transforms.
+
+    output = F⁻¹( F(input) · conj(F(weight)) )        summed over the input channels
+
+The conjugate makes it a cross-correlation. A discrete transform wraps around at the image's edge, which spoils just
+those positions where the kernel reaches over it, and those are not windows of the image. A dilated kernel has zeros
+between its values, a stride keeps every s-th of the outputs: the transform knows neither.
+"""
+
+import torch
+from torch import Tensor
+
+from lenet.layers import taps
+from lenet.layers.geometry import Pair, span, tap, transposed_size, window_count
+
+
+def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
+    if input.numel() == 0:
+        return taps.conv2d(input, weight, stride, dilation)  # of nothing there is no transform
+    size = (input.shape[2], input.shape[3])
+    kernel = torch.fft.rfft2(_spread(weight, dilation), s=size).conj()
+    spectrum = torch.einsum("nchw,ochw->nohw", torch.fft.rfft2(input), kernel)
+    count = window_count(size, (weight.shape[2], weight.shape[3]), stride, dilation)
+    output: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return tap(output, (0, 0), count, stride)
+
+
+def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): the true convolution of the input, spread by the stride."""
+    if input.numel() == 0:
+        return taps.conv_transpose2d(input, weight, stride, dilation)
+    size = transposed_size(input, weight, stride, dilation)
+    kernel = torch.fft.rfft2(_spread(weight, dilation), s=size)
+    spectrum = torch.einsum("nchw,cohw->nohw", torch.fft.rfft2(_spread(input, stride), s=size), kernel)
+    output: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return output
+
+
+def _spread(values: Tensor, step: Pair) -> Tensor:
+    """The values `step` apart, zeros between them."""
+    if step == (1, 1):
+        return values
+    count = (values.shape[2], values.shape[3])
+    spread = values.new_zeros(*values.shape[:2], *span(count, step))
+    tap(spread, (0, 0), count, step).copy_(values)
+    return spread

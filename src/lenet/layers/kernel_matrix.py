@@ -1,0 +1,53 @@
+"""A convolution is a linear map: the matrix that takes the flattened image to the flattened output.
+
+    output.flatten() = K @ input.flatten()        K[(o, y, x), (c, y·s + i·d, x·s + j·d)] = weight[o, c, i, j]
+
+Each row of K holds the kernel once, shifted to where its window lies, and zeros elsewhere; so K is stored sparse. Its
+transpose takes outputs back to images, which is what a transposed convolution is, and where its name comes from.
+"""
+
+import torch
+from torch import Tensor
+
+from lenet.layers.geometry import Pair, transposed_size, window_count
+
+
+def kernel_matrix(weight: Tensor, size: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
+    """The matrix of a convolution, for images of one size.
+
+    Args:
+        weight: the kernels, (O, C, k_h, k_w).
+        size: (H, W) of the images, padding included.
+
+    Returns:
+        A sparse matrix (O·H'·W', C·H·W), differentiable with respect to `weight`; `to_dense()` shows it.
+    """
+    out_channels, in_channels, *kernel_size = weight.shape
+    height, width = window_count(size, (kernel_size[0], kernel_size[1]), stride, dilation)
+    y, x, c, i, j = torch.meshgrid(
+        *(torch.arange(n, device=weight.device) for n in (height, width, in_channels, *kernel_size)), indexing="ij"
+    )
+    column = (c * size[0] + y * stride[0] + i * dilation[0]) * size[1] + x * stride[1] + j * dilation[1]
+    row = torch.arange(out_channels * height * width, device=weight.device)
+    indices = torch.stack([row.repeat_interleave(weight[:1].numel()), column.flatten().repeat(out_channels)])
+    values = weight[:, None, None].expand(-1, height, width, -1, -1, -1).flatten()
+    shape = (len(row), in_channels * size[0] * size[1])
+    # Row by row and, within a row, from left to right: coalesced by construction.
+    return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
+    size = (input.shape[2], input.shape[3])
+    count = window_count(size, (weight.shape[2], weight.shape[3]), stride, dilation)
+    images = input.flatten(1).T  # one column each
+    outputs: Tensor = torch.sparse.mm(kernel_matrix(weight, size, stride, dilation), images)
+    return outputs.view(len(weight), *count, len(input)).permute(3, 0, 1, 2)
+
+
+def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): a product with the transposed matrix."""
+    size = transposed_size(input, weight, stride, dilation)
+    matrix = kernel_matrix(weight, size, stride, dilation).t()
+    outputs: Tensor = torch.sparse.mm(matrix, input.flatten(1).T)
+    return outputs.view(weight.shape[1], *size, len(input)).permute(3, 0, 1, 2)

@@ -1,0 +1,38 @@
+"""The definition: slide the window over the image, multiply with the kernel, sum.
+
+    output[n, o, y, x] = Σ_c Σ_i Σ_j  input[n, c, y·s + i·d, x·s + j·d] · weight[o, c, i, j]
+
+One step of the loop is one window position (y, x), for all images n and all output channels o at once. The outputs are
+gathered in a list and stacked: written into a tensor one by one, they would cut the graph that autograd needs, or
+make it copy the whole tensor for each of them.
+"""
+
+import torch
+from torch import Tensor
+
+from lenet.layers.geometry import Pair, every_position, span, transposed_size, window_count
+
+
+def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
+    kernel_size = (weight.shape[2], weight.shape[3])
+    height, width = window_count(input.shape, kernel_size, stride, dilation)
+    covered = span(kernel_size, dilation)
+    outputs = []
+    for y, x in every_position((height, width)):
+        top, left = y * stride[0], x * stride[1]
+        window = input[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]]
+        outputs.append((window[:, None] * weight).sum(dim=(2, 3, 4)))  # (N, 1, C, k_h, k_w) · (O, C, k_h, k_w)
+    return torch.stack(outputs, dim=-1).view(len(input), len(weight), height, width)
+
+
+def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+    """The reverse: each value of (N, C, H, W) stamps the kernel (C, O, k_h, k_w), times itself, onto the output."""
+    size = (input.shape[2], input.shape[3])
+    covered = span((weight.shape[2], weight.shape[3]), dilation)
+    output = input.new_zeros(len(input), weight.shape[1], *transposed_size(input, weight, stride, dilation))
+    for y, x in every_position(size):
+        stamp = (input[:, :, y, x, None, None, None] * weight).sum(dim=1)  # (N, O, k_h, k_w)
+        top, left = y * stride[0], x * stride[1]
+        output[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]] += stamp
+    return output
