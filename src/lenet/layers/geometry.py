@@ -83,13 +83,6 @@ def padding_at_edges(padding: Size | str, kernel_size: Pair, stride: Pair, dilat
     return width, width, height, height
 
 
-def zeros_in_layout_of(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Zeros of another size, their dimensions in the same order in memory as those of `values`."""
-    order = sorted(range(values.dim()), key=values.stride, reverse=True)
-    stored = values.new_zeros([size[dimension] for dimension in order])
-    return stored.permute([order.index(dimension) for dimension in range(values.dim())])
-
-
 def check_tensor(name: str, value: object) -> Tensor:
     """The argument, if it is a tensor of numbers that can be summed up.
 

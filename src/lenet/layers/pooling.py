@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lenet.layers.geometry import Pair, Size, check_tensor, every_position, pair, span, tap, zeros_in_layout_of
+from lenet.layers.geometry import Pair, Size, check_tensor, every_position, pair, span, tap
 
 
 def max_pool2d(
@@ -93,6 +93,8 @@ class _Windows:
     before: Pair
     dilation: Pair
     count: Pair
+    layout: tuple[int, ...]
+    """The dimensions of the images in the order of their strides, the largest first."""
 
     @property
     def padding(self) -> tuple[int, int, int, int]:
@@ -172,7 +174,9 @@ class _Windows:
         """A padded image of zeros to whose taps the values are added."""
         left, right, top, bottom = self.padding
         size = (*outputs.shape[:2], top + self.size[0] + bottom, left + self.size[1] + right)
-        image = zeros_in_layout_of(outputs, size)
+        # In the images' own layout: what comes next in the backward pass reads it beside values that lie so.
+        image = outputs.new_zeros([size[dimension] for dimension in self.layout])
+        image = image.permute([self.layout.index(dimension) for dimension in range(4)])
         covered = span(self.kernel_size, self.dilation)
         overlap = any(covered[i] > self.stride[i] for i in (0, 1))
         for number, part in enumerate(self.taps(image)):
@@ -217,7 +221,7 @@ def _windows(
     for i in (0, 1):
         if before[i] > kernel[i] // 2:
             raise RuntimeError(
-                f"padding={padding}: should be at most half of kernel_size={kernel_size}, got {before[i]} of {kernel[i]}"
+                f"padding={padding}: should be at most half the kernel size, got {before[i]} with {kernel[i]}"
             )
         count = (size[i] + 2 * before[i] - covered[i] + (step[i] - 1 if ceil_mode else 0)) // step[i] + 1
         if ceil_mode and (count - 1) * step[i] >= size[i] + before[i]:
@@ -228,7 +232,8 @@ def _windows(
                 f" the input has {size[i] + 2 * before[i]}"
             )
         counts.append(count)
-    return _Windows(size, kernel, step, before, spacing, (counts[0], counts[1]))
+    layout = tuple(sorted(range(4), key=images.stride, reverse=True))
+    return _Windows(size, kernel, step, before, spacing, (counts[0], counts[1]), layout)
 
 
 class _LinearMap(torch.autograd.Function):
