@@ -33,12 +33,30 @@ class Factory(Section):
     partial: Literal[True] = Field(alias="_partial_")
 
 
-class Convolution(Factory):
+Algorithm = Literal["loops", "taps", "im2col", "kernel_matrix", "fft"]
+"""As in lenet.layers.functional.ALGORITHMS, which would need torch."""
+
+
+class BuiltinConvolution(Factory):
     target: Literal["torch.nn.Conv2d"] = Field(alias="_target_")
 
 
-class Pooling(Factory):
+class BuiltinPooling(Factory):
     target: Literal["torch.nn.AvgPool2d", "torch.nn.MaxPool2d"] = Field(alias="_target_")
+
+
+class OwnConvolution(Factory):
+    target: Literal["lenet.layers.Conv2d"] = Field(alias="_target_")
+    algorithm: Algorithm
+
+
+class OwnPooling(Factory):
+    target: Literal["lenet.layers.AvgPool2d", "lenet.layers.MaxPool2d"] = Field(alias="_target_")
+    algorithm: Algorithm
+
+
+Convolution = Annotated[BuiltinConvolution | OwnConvolution, Field(discriminator="target")]
+Pooling = Annotated[BuiltinPooling | OwnPooling, Field(discriminator="target")]
 
 
 class Activation(Factory):
@@ -46,6 +64,7 @@ class Activation(Factory):
 
 
 class Layers(Section):
+    algorithm: Algorithm | None = None  # torch's own layers have none
     conv: Convolution
     avg_pool: Pooling
     max_pool: Pooling

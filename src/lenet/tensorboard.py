@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from lenet.layers import as_builtin
+
 
 class RunLogger(TensorBoardLogger):
     """Writes into `folder` itself. Lightning's logger would begin a second event file when fitting ends and testing
@@ -25,7 +27,8 @@ class RunLogger(TensorBoardLogger):
         self.experiment.add_text("config", f"```yaml\n{config}```")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph needs torch.jit.trace
-            self.experiment.add_graph(net, torch.zeros(1, 1, 28, 28))
+            # Each layer as the operation that it is, not as the hundreds of steps in which ours compute it.
+            self.experiment.add_graph(as_builtin(net), torch.zeros(1, 1, 28, 28))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers; Lightning's own `epoch` among them, a straight line, is left out."""

@@ -6,6 +6,7 @@ that a layer and its namesake in torch.nn can take each other's place. What is c
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,6 +120,16 @@ class AvgPool2d(_WithAlgorithm, nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
+
+
+def as_builtin(net: nn.Module) -> nn.Module:
+    """A copy of a network with torch.nn's layers in place of ours, for tools that know only those, such as tracers."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, _WithAlgorithm):
+            # Nothing but the class differs: parameters and settings are those of the namesake.
+            module.__class__ = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    return net
 
 
 def _both(size: Any) -> Pair:
