@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet import fashion_mnist
@@ -22,6 +23,21 @@ from lenet.errors import UserError
 from lenet.training import run
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# Drawn examples. The suite draws the same ones each time, so that its result depends on the code alone;
+# --hypothesis-profile=explore draws many new ones. No deadline: the machine may be busy.
+settings.register_profile("suite", deadline=None, database=None, derandomize=True, max_examples=25)
+settings.register_profile("explore", deadline=None, database=None, print_blob=True, max_examples=1000)
+settings.load_profile("suite")
+
+
+notes: list[str] = []
+"""What tests have to say at the end of a run, whether it passed or not."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for note in notes:
+        terminalreporter.write_line(note)
 
 
 @pytest.fixture(autouse=True)

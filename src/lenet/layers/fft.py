@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lenet.layers import taps
-from lenet.layers.geometry import Pair, span, tap, transposed_size, window_count
+from lenet.layers.geometry import Pair, spread, tap, transposed_size, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -19,7 +19,7 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     if input.numel() == 0:
         return taps.conv2d(input, weight, stride, dilation)  # of nothing there is no transform
     size = (input.shape[2], input.shape[3])
-    kernel = torch.fft.rfft2(_spread(weight, dilation), s=size).conj()
+    kernel = torch.fft.rfft2(spread(weight, dilation), s=size).conj()
     spectrum = torch.einsum("nchw,ochw->nohw", torch.fft.rfft2(input), kernel)
     count = window_count(size, (weight.shape[2], weight.shape[3]), stride, dilation)
     output: Tensor = torch.fft.irfft2(spectrum, s=size)
@@ -31,17 +31,7 @@ def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair
     if input.numel() == 0:
         return taps.conv_transpose2d(input, weight, stride, dilation)
     size = transposed_size(input, weight, stride, dilation)
-    kernel = torch.fft.rfft2(_spread(weight, dilation), s=size)
-    spectrum = torch.einsum("nchw,cohw->nohw", torch.fft.rfft2(_spread(input, stride), s=size), kernel)
+    kernel = torch.fft.rfft2(spread(weight, dilation), s=size)
+    spectrum = torch.einsum("nchw,cohw->nohw", torch.fft.rfft2(spread(input, stride), s=size), kernel)
     output: Tensor = torch.fft.irfft2(spectrum, s=size)
     return output
-
-
-def _spread(values: Tensor, step: Pair) -> Tensor:
-    """The values `step` apart, zeros between them."""
-    if step == (1, 1):
-        return values
-    count = (values.shape[2], values.shape[3])
-    spread = values.new_zeros(*values.shape[:2], *span(count, step))
-    tap(spread, (0, 0), count, step).copy_(values)
-    return spread

@@ -66,6 +66,16 @@ def tap(values: Tensor, offset: Pair, count: Pair, stride: Pair) -> Tensor:
     return values[..., rows, columns]
 
 
+def spread(values: Tensor, step: Pair) -> Tensor:
+    """(N, C, H, W) with its values `step` apart, zeros between them."""
+    if step == (1, 1):
+        return values
+    count = (values.shape[2], values.shape[3])
+    spread = values.new_zeros(*values.shape[:2], *span(count, step))
+    tap(spread, (0, 0), count, step).copy_(values)
+    return spread
+
+
 def padding_at_edges(padding: Size | str, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[int, int, int, int]:
     """The argument as (left, right, top, bottom).
 

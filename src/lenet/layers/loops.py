@@ -9,8 +9,9 @@ make it copy the whole tensor for each of them.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lenet.layers.geometry import Pair, every_position, span, transposed_size, window_count
+from lenet.layers.geometry import Pair, every_position, span, spread, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -27,12 +28,11 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse: each value of (N, C, H, W) stamps the kernel (C, O, k_h, k_w), times itself, onto the output."""
-    size = (input.shape[2], input.shape[3])
-    covered = span((weight.shape[2], weight.shape[3]), dilation)
-    output = input.new_zeros(len(input), weight.shape[1], *transposed_size(input, weight, stride, dilation))
-    for y, x in every_position(size):
-        stamp = (input[:, :, y, x, None, None, None] * weight).sum(dim=1)  # (N, O, k_h, k_w)
-        top, left = y * stride[0], x * stride[1]
-        output[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]] += stamp
-    return output
+    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): each value stamps the kernel, times itself, on the output.
+
+    Seen from an output, that is a window over the input, spread by the stride, with zeros around: the stamps that reach
+    it, each with another value of the kernel, the last of them first.
+    """
+    bottom, right = (covered - 1 for covered in span((weight.shape[2], weight.shape[3]), dilation))
+    padded = F.pad(spread(input, stride), (right, right, bottom, bottom))
+    return conv2d(padded, weight.transpose(0, 1).flip(2, 3), (1, 1), dilation)

@@ -26,7 +26,7 @@ def max_pool2d(
     dilation: Size = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """The largest value of each window; every argument means what it means in torch.nn.functional.max_pool2d.
 
     The gradient goes to the first of equal values, NaN counts as the largest, padding never wins: all as in PyTorch.
@@ -197,8 +197,8 @@ def _images(function: str, input: Tensor) -> Tensor:
     images = input if input.dim() == 4 else input[None]
     if 0 in images.shape[1:]:
         raise RuntimeError(f"{function}: input should have channels and pixels, got shape {list(input.shape)}")
-    if average and input.dtype == torch.uint8:
-        raise NotImplementedError("avg_pool2d: input is of dtype torch.uint8; use a floating-point one")
+    if average and not input.is_floating_point() and input.dtype != torch.int64:
+        raise NotImplementedError(f"avg_pool2d: input is of dtype {input.dtype}; use a floating-point one")
     return images
 
 

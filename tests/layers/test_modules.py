@@ -1,0 +1,149 @@
+"""The layers and their namesakes in torch.nn are interchangeable."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lenet import layers
+from lenet.layers.functional import ALGORITHMS
+from lenet.model import LeNet
+from lenet.synthetic import draw
+from tests.layers.cases import assert_close, each_algorithm
+
+CONVOLUTIONS: list[tuple[type[nn.Module], type[nn.Module]]] = [
+    (layers.Conv2d, nn.Conv2d),
+    (layers.ConvTranspose2d, nn.ConvTranspose2d),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), CONVOLUTIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_same_seed_gives_the_same_parameters(ours: Any, theirs: Any, bias: bool) -> None:
+    states = []
+    for layer in (ours, theirs):
+        torch.manual_seed(3)
+        states.append(layer(4, 6, (3, 2), stride=2, groups=2, bias=bias).state_dict())
+    assert list(states[0]) == list(states[1])
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), CONVOLUTIONS)
+def test_a_checkpoint_of_one_loads_into_the_other(ours: Any, theirs: Any) -> None:
+    images = torch.rand(2, 4, 7, 7)
+    for source, target in ((ours, theirs), (theirs, ours)):
+        trained, loaded = source(4, 6, 3), target(4, 6, 3)
+        loaded.load_state_dict(trained.state_dict())
+        assert_close(loaded(images), trained(images), 1e-6)
+
+
+@each_algorithm
+@pytest.mark.parametrize("padding", [(1, 2), "same", "valid"], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_modes(algorithm: str, padding_mode: Any, padding: Any) -> None:
+    theirs = nn.Conv2d(2, 3, (3, 4), padding=padding, padding_mode=padding_mode)
+    ours = layers.Conv2d(2, 3, (3, 4), padding=padding, padding_mode=padding_mode, algorithm=algorithm)
+    ours.load_state_dict(theirs.state_dict())
+    for images in (torch.rand(2, 2, 6, 7), torch.rand(2, 6, 7)):
+        assert_close(ours(images), theirs(images), 1e-5)
+
+
+@pytest.mark.parametrize("output_size", [[13, 10], (14, 9), [2, 3, 14, 10]], ids=str)
+def test_a_transposed_convolution_to_a_given_size(output_size: Any) -> None:
+    theirs = nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
+    ours = layers.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 2, 7, 5)
+    assert_close(ours(images, output_size), theirs(images, output_size), 1e-5)
+
+
+@pytest.mark.parametrize("output_size", [[12, 9], [13, 11], [13]], ids=str)
+def test_a_size_that_no_output_padding_gives_is_refused(output_size: list[int]) -> None:
+    images = torch.rand(2, 2, 7, 5)
+    for layer in (
+        layers.ConvTranspose2d(2, 3, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1),
+    ):
+        with pytest.raises(ValueError, match="size"):
+            layer(images, output_size)
+
+
+@pytest.mark.parametrize("pool", ["MaxPool2d", "AvgPool2d"])
+@each_algorithm
+def test_pooling_layers(pool: str, algorithm: str) -> None:
+    arguments = {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}
+    values = torch.rand(2, 3, 8, 8)
+    ours, theirs = getattr(layers, pool)(**arguments, algorithm=algorithm), getattr(nn, pool)(**arguments)
+    assert_close(ours(values), theirs(values), 1e-6)
+
+
+def test_max_pooling_returns_indices_if_asked() -> None:
+    values = torch.rand(2, 3, 8, 8)
+    ours, theirs = layers.MaxPool2d(2, return_indices=True)(values), nn.MaxPool2d(2, return_indices=True)(values)
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_layer_says_which_algorithm_it_uses() -> None:
+    assert (
+        repr(layers.Conv2d(1, 6, 5, algorithm="fft"))
+        == "Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1), algorithm=fft)"
+    )
+
+
+def lenets(algorithm: str) -> tuple[LeNet, LeNet]:
+    """LeNet with our layers and with torch's, with the same weights."""
+    torch.manual_seed(0)
+    ours = LeNet(partial(layers.Conv2d, algorithm=algorithm), partial(layers.AvgPool2d, algorithm=algorithm))
+    theirs = LeNet()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@each_algorithm
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_lenet_gives_the_same_logits(algorithm: str, memory_format: torch.memory_format) -> None:
+    images = torch.rand(64, 1, 28, 28).to(memory_format=memory_format)
+    ours, theirs = (net.to(memory_format=memory_format)(images) for net in lenets(algorithm))
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+@each_algorithm
+def test_lenet_has_the_same_loss_curve_over_20_steps(algorithm: str) -> None:
+    images, labels = draw(20 * 32, seed=0)
+    curves = []
+    for net in lenets(algorithm):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.9)
+        curve = []
+        for step in range(20):
+            batch = slice(32 * step, 32 * step + 32)
+            loss = F.cross_entropy(net(images[batch, None].float() / 255), labels[batch].long())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(torch.tensor(curve))
+    assert curves[1].std() > 0.01  # something happens
+    assert (curves[0] - curves[1]).abs().max() < 1e-3
+
+
+def test_as_builtin_exchanges_every_layer_and_leaves_the_network_alone() -> None:
+    ours, _ = lenets("taps")
+    builtin = layers.as_builtin(ours)
+    images = torch.rand(2, 1, 28, 28)
+    assert_close(builtin(images), ours(images), 1e-5)
+    assert {type(layer).__module__.split(".")[0] for layer in builtin.children()} == {"torch"}
+    assert isinstance(ours.conv1, layers.Conv2d)
+
+
+def test_the_configurations_algorithms_are_those_that_exist() -> None:
+    from typing import get_args
+
+    from lenet.config import Algorithm
+
+    assert get_args(Algorithm) == tuple(ALGORITHMS)
