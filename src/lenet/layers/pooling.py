@@ -30,6 +30,7 @@ def max_pool2d(
     """The largest value of each window; every argument means what it means in torch.nn.functional.max_pool2d.
 
     The gradient goes to the first of equal values, NaN counts as the largest, padding never wins: all as in PyTorch.
+    A dilated window that sees padding alone gives -∞ and an index that is none.
 
     Shapes: input (N, C, H, W) or (C, H, W); output (N, C, H', W') or (C, H', W'), where
     H' = (H + 2·padding - dilation·(kernel_size - 1) - 1) / stride + 1, rounded down, or up with `ceil_mode`.
