@@ -1,215 +1,55 @@
-"""How fast is training? The contenders take turns, round after round, so that a machine whose speed drifts is fair.
+"""Compare this project with others, or its parts with each other, in turn on this machine.
 
-    python scripts/benchmark.py train --rounds 5 --epochs 2
+    python scripts/benchmark.py train     training, against Lightning as most templates use it (lenet.benchmarks.train)
+    python scripts/benchmark.py layers    our layers, against PyTorch's (lenet.benchmarks.layers)
 
-A contender's figure is images trained ÷ wall time of training, loading and logging included, validation and the
-writing of checkpoints excluded. Reported are medians over the rounds, and the ratio round by round. All train the
-same LeNet with SGD in batches of 256 on the images that are not held out, each time in a process of its own.
-
-this project       what `python train.py device=cpu` does.
-template           Lightning as most projects use it: DataLoader(num_workers=2), torchvision's ToTensor picture by
-                   picture, self.log on every step, the default progress bar (drawn into the null device).
-template, no bar   the same without the progress bar.
+The report goes to the terminal; it and every figure behind it go to outputs/benchmarks/.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import logging
-import multiprocessing
-import os
-import platform
-import statistics
 import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 
-import lightning
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from torchvision.datasets import FashionMNIST
-from torchvision.transforms import ToTensor
-
+from lenet.benchmarks import layers, train
+from lenet.benchmarks.report import save
 from lenet.cli import compose_settings
 from lenet.errors import UserError
-from lenet.model import LeNet, xavier_uniform_
-from lenet.throughput import Stopwatch
-from lenet.training import check, run
+from lenet.training import check
 
 PROJECT = Path(__file__).resolve().parent.parent
-BATCH_SIZE = 256
-
-Contender = Callable[[Path, int], float]
-"""Trains into a folder for a number of epochs; returns examples per second."""
-
-
-def this_project(folder: Path, epochs: int) -> float:
-    result = run(compose_settings(PROJECT, f"trainer.max_epochs={epochs}", "device=cpu"), folder)
-    return float(result["images"] / result["seconds"])
-
-
-class TemplateModule(pl.LightningModule):
-    """What a LightningModule looks like in most projects."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = LeNet()
-        xavier_uniform_(self.net)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        logits = self.net(images)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log("train/loss", loss, on_step=True, on_epoch=True)
-        self.log("train/acc", (logits.argmax(1) == labels).float().mean(), on_step=True, on_epoch=True)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.9)
-
-
-class TrainingClock(pl.Callback):
-    """Counts images and seconds between the start and the end of training."""
-
-    def __init__(self) -> None:
-        self.stopwatch, self.images = Stopwatch(), 0
-
-    def on_train_epoch_start(self, *_: object) -> None:
-        self.stopwatch.start()
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: object,
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
-    ) -> None:
-        self.images += len(batch[1])
-
-    def on_train_end(self, *_: object) -> None:
-        self.stopwatch.stop()
-
-
-def template(folder: Path, epochs: int, progress_bar: bool = True) -> float:
-    data = FashionMNIST(str(PROJECT / "data"), train=True, transform=ToTensor())
-    loader = DataLoader(Subset(data, range(55_000)), BATCH_SIZE, shuffle=True, num_workers=2)
-    clock = TrainingClock()
-    pl.seed_everything(0, verbose=False)
-    pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(folder),
-        log_every_n_steps=1,
-        callbacks=[clock],
-        enable_checkpointing=False,
-        enable_progress_bar=progress_bar,
-    ).fit(TemplateModule(), loader)
-    return clock.images / clock.stopwatch.seconds
-
-
-CONTENDERS: dict[str, Contender] = {
-    "this project": this_project,
-    "template": template,
-    "template, no bar": partial(template, progress_bar=False),
-}
-
-
-def measure(name: str, epochs: int) -> float:
-    """Let one contender train in a process of its own, so that none profits or suffers from what another set."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_train_quietly, name, epochs).result()
-
-
-def _train_quietly(name: str, epochs: int) -> float:
-    # A spawned process would start its DataLoader's workers by spawning as well: importing torch anew in each, at
-    # every epoch, which no user's run does. None brings back the platform's default.
-    multiprocessing.set_start_method(None, force=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")  # on how to configure the template better
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Path(os.devnull).open("w") as null,
-        contextlib.redirect_stdout(null),
-        contextlib.redirect_stderr(null),
-    ):
-        return CONTENDERS[name](Path(folder), epochs)
-
-
-def compare(rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Examples per second of each contender in each round; a round that is not counted comes first."""
-    figures: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for number in range(rounds + 1):
-        for name in CONTENDERS:
-            figure = measure(name, epochs)
-            print(f"{f'round {number}' if number else 'warm-up'}: {name} {figure:,.0f}/s", flush=True)
-            if number:
-                figures[name].append(figure)
-    return figures
-
-
-def spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
-
-
-def report(figures: dict[str, list[float]]) -> str:
-    ours, *others = figures
-    rows = [f"{name:<18}{spread(values, ',.0f')} examples/s" for name, values in figures.items()]
-    for other in others:
-        ratios = [a / b for a, b in zip(figures[ours], figures[other], strict=True)]
-        rows.append(f"{ours} ÷ {other}: {spread(ratios, '.2f')}")
-    return "\n".join(
-        [
-            f"Median (lowest–highest) of {len(figures[ours])} rounds; {processor()}, {torch.get_num_threads()} threads",
-            f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}:",
-            *rows,
-        ]
-    )
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"], help="what to compare")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=2, help="in each round")
+    parser.add_argument("what", choices=["train", "layers"], help="what to compare")
+    parser.add_argument(
+        "--rounds", type=int, help="how often each contender takes its turn; 5 for train, 15 for layers"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="in each round of train")
     arguments = parser.parse_args()
-    if min(arguments.rounds, arguments.epochs) < 1:
+    rounds = arguments.rounds if arguments.rounds is not None else {"train": 5, "layers": 15}[arguments.what]
+    if min(rounds, arguments.epochs) < 1:
         parser.error("--rounds and --epochs must be at least 1")
-    try:
-        check(compose_settings(PROJECT))
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
-    figures = compare(arguments.rounds, arguments.epochs)
-    text = report(figures)
-    print(text)
-    result = PROJECT / "outputs" / "benchmarks" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
-    result.parent.mkdir(parents=True, exist_ok=True)
-    content = {"report": text.splitlines(), "epochs": arguments.epochs, "examples_per_sec": figures}
-    result.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"Every figure: {result}")
+    started = time.perf_counter()
+    if arguments.what == "train":
+        try:
+            check(compose_settings(PROJECT))
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        examples_per_sec = train.compare(PROJECT, rounds, arguments.epochs)
+        report, content = train.report(examples_per_sec), {"examples_per_sec": examples_per_sec}
+        content["epochs"] = arguments.epochs
+    else:
+        figures = layers.compare(rounds)
+        report, content = layers.report(figures), figures.as_plain()
+    print(report)
+    print(f"Every figure: {save(PROJECT / 'outputs' / 'benchmarks', arguments.what, report, content)}")
+    print(f"Took {time.perf_counter() - started:.0f} s.")
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
     main()
-    print(f"Took {time.perf_counter() - started:.0f} s.")

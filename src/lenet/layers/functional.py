@@ -14,10 +14,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lenet.layers import fft, im2col, kernel_matrix, loops, taps
-from lenet.layers.geometry import Pair, Size, check_tensor, padding_at_edges, pair, span, transposed_size
+from lenet.layers.geometry import Pair, Size, check_tensor, padded, padding_at_edges, pair, span, transposed_size
 from lenet.layers.plane import convolution, cross_correlation, pool2d
 from lenet.layers.pooling import avg_pool2d, max_pool2d
 
@@ -72,7 +71,7 @@ def conv2d(
     kernel_size = (weight.shape[2], weight.shape[3])
     _check_channels("conv2d", input, weight, bias, groups, transposed=False)
     images = input if input.dim() == 4 else input[None]
-    images = F.pad(images, padding_at_edges(padding, kernel_size, steps, spacing))
+    images = padded(images, padding_at_edges(padding, kernel_size, steps, spacing))
     _check_fits("conv2d", images, kernel_size, spacing)
     output = _side_by_side(module, module.conv2d, images, weight, groups, steps, spacing)
     return _finished(output, bias, input)
@@ -122,7 +121,7 @@ def conv_transpose2d(
         )
     crop = (-cut[1], extra[1] - cut[1], -cut[0], extra[0] - cut[0])
     output = _side_by_side(module, module.conv_transpose2d, images, weight, groups, steps, spacing)
-    return _finished(F.pad(output, crop), bias, input)
+    return _finished(padded(output, crop), bias, input)
 
 
 def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> Tensor:
@@ -145,7 +144,7 @@ def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size =
             raise RuntimeError(f"{name}={size!r}: should be an integer or a pair of integers, got one in a sequence")
     kernel, spacing, steps = (pair(name, sizes[name], least=1) for name in ("kernel_size", "dilation", "stride"))
     zeros = pair("padding", padding, least=0)
-    images = F.pad(input if input.dim() == 4 else input[None], (zeros[1], zeros[1], zeros[0], zeros[0]))
+    images = padded(input if input.dim() == 4 else input[None], (zeros[1], zeros[1], zeros[0], zeros[0]))
     _check_fits("unfold", images, kernel, spacing)
     columns = im2col.unrolled(images, kernel, steps, spacing)
     return columns if input.dim() == 4 else columns[0]

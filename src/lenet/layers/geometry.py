@@ -12,6 +12,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Pair = tuple[int, int]
 """Of the height and the width."""
@@ -91,6 +92,11 @@ def padding_at_edges(padding: Size | str, kernel_size: Pair, stride: Pair, dilat
         raise RuntimeError(f"padding={padding!r}: should be numbers, 'same' or 'valid'")
     height, width = (0, 0) if isinstance(padding, str) else pair("padding", padding, least=0)
     return width, width, height, height
+
+
+def padded(images: Tensor, edges: tuple[int, int, int, int], value: float = 0) -> Tensor:
+    """The images with (left, right, top, bottom) more values; themselves, not a copy, if that is nothing."""
+    return F.pad(images, edges, value=value) if any(edges) else images
 
 
 def check_tensor(name: str, value: object) -> Tensor:

@@ -6,7 +6,7 @@ are no weights, so there is no matrix to unroll and no product to transform: thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lenet.layers.geometry import Pair, Size, check_tensor, every_position, pair, span, tap
+from lenet.layers.geometry import Pair, Size, check_tensor, every_position, padded, pair, span, tap
 
 
 def max_pool2d(
@@ -47,9 +47,10 @@ def max_pool2d(
     images = _images("max_pool2d", input)
     windows = _windows(images, kernel_size, stride, padding, dilation, ceil_mode)
     lowest = -torch.inf if images.is_floating_point() else torch.iinfo(images.dtype).min
-    largest, winners = _Maximum.apply(F.pad(images, windows.padding, value=lowest), windows)
+    images = padded(images, windows.padding, lowest)
+    largest = _Maximum.apply(images, windows)
     output = _as_batched_as(input, largest)
-    return (output, _as_batched_as(input, windows.indices(winners))) if return_indices else output
+    return (output, _as_batched_as(input, windows.indices(images, largest))) if return_indices else output
 
 
 def avg_pool2d(
@@ -77,11 +78,11 @@ def avg_pool2d(
         raise RuntimeError("divisor_override=0: should be another number than 0")
     windows = _windows(images, kernel_size, stride, padding, 1, ceil_mode)
     # Half precision is summed up in single precision, as PyTorch does.
-    working = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
-    total = _LinearMap.apply(F.pad(working, windows.padding), windows.sums, windows.spread)
+    values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
     divisor = divisor_override or windows.divisor(images, count_include_pad)
-    average = total / divisor if images.is_floating_point() else total.div(divisor, rounding_mode="trunc")
-    return _as_batched_as(input, average.to(images.dtype))
+    average = partial(windows.average, divisor=divisor), partial(windows.average_transposed, divisor=divisor)
+    output = _LinearMap.apply(padded(values, windows.padding), *average)
+    return _as_batched_as(input, output.to(images.dtype))
 
 
 @dataclass(frozen=True)
@@ -105,58 +106,77 @@ class _Windows:
         bottom, right = (max(0, values) for values in after)
         return self.before[1], right, self.before[0], bottom
 
-    def taps(self, padded: Tensor) -> Iterator[Tensor]:
+    def taps(self, images: Tensor) -> Iterator[Tensor]:
         """For each position in a window: the values that all windows have there, (N, C, H', W'), as a view."""
         for i, j in every_position(self.kernel_size):
-            yield tap(padded, (i * self.dilation[0], j * self.dilation[1]), self.count, self.stride)
+            yield tap(images, (i * self.dilation[0], j * self.dilation[1]), self.count, self.stride)
 
-    def sums(self, padded: Tensor) -> Tensor:
-        """The sum of each window's values."""
-        first, *others = self.taps(padded)
-        total = first.clone()
-        for values in others:
+    def average(self, images: Tensor, divisor: int | Tensor) -> Tensor:
+        """The sum of each window's values, divided."""
+        taps = list(self.taps(images))
+        total = taps[0].clone() if len(taps) == 1 else taps[0] + taps[1]
+        for values in taps[2:]:
             total += values
-        return total
+        return total.div_(divisor, rounding_mode=None if total.is_floating_point() else "trunc")
 
-    def spread(self, sums: Tensor) -> Tensor:
-        """The transpose: each window's number to all of its values."""
-        return self._collect(sums, lambda _: sums)
+    def average_transposed(self, outputs: Tensor, divisor: int | Tensor) -> Tensor:
+        """Each window's number, divided, to all of its values."""
+        shares = self._laid_out(outputs) / divisor
+        image = self._zeros(outputs)
+        for values in self.taps(image):
+            if self._overlap:
+                values += shares
+            else:
+                values.copy_(shares)
+        return image
 
-    def largest(self, padded: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest value of each window, and which of its values that was, counted row by row."""
-        first, *others = self.taps(padded)
-        largest = first.clone()
-        winners = torch.zeros_like(largest, dtype=torch.uint8 if len(others) < 256 else torch.int32)
-        # Padding loses even to an equal value of the image.
-        seen, *inside = self.taps(F.pad(padded.new_ones(self.size, dtype=torch.bool), self.padding))
-        padding_matters = any(self.padding)
-        for number, values in enumerate(others, start=1):
-            better = (values > largest) | (values != values)
-            if padding_matters:
-                better |= inside[number - 1] & ~seen
-                seen = seen | inside[number - 1]
-            largest = torch.where(better, values, largest)
-            winners.masked_fill_(better, number)
-        return largest, winners
+    def largest(self, images: Tensor) -> Tensor:
+        """The largest value of each window; NaN if there is one."""
+        taps = list(self.taps(images))
+        largest = taps[0].clone() if len(taps) == 1 else torch.maximum(taps[0], taps[1])
+        for values in taps[2:]:
+            torch.maximum(largest, values, out=largest)
+        return largest
 
-    def select(self, padded: Tensor, winners: Tensor) -> Tensor:
-        """Of each window the value with the given number."""
-        first, *others = self.taps(padded)
-        selected = first.clone()
-        for number, values in enumerate(others, start=1):
-            selected = torch.where(winners == number, values, selected)
+    def winners(self, images: Tensor, largest: Tensor) -> Iterator[Tensor]:
+        """For each tap in which windows it holds the largest value: the first of equal ones, the last NaN."""
+        matches = (values == largest for values in self.taps(images))
+        if any(self.padding):  # which loses even to an equal value of the image
+            inside = F.pad(images.new_ones(self.size, dtype=torch.bool), self.padding)
+            matches = (match & seen for match, seen in zip(matches, self.taps(inside), strict=True))
+        first = _first_of(matches)
+        if not largest.isnan().any():
+            return first
+        last = list(_first_of(values.isnan() for values in reversed(list(self.taps(images)))))
+        return (match | nan for match, nan in zip(first, reversed(last), strict=True))
+
+    def select(self, values: Tensor, images: Tensor, largest: Tensor) -> Tensor:
+        """Of each window the value that lies where the image's largest does: the derivative of `largest`."""
+        selected = torch.zeros_like(largest)
+        for tapped, won in zip(self.taps(values), self.winners(images, largest), strict=True):
+            selected = torch.where(won, tapped, selected)
         return selected
 
-    def put_back(self, selected: Tensor, winners: Tensor) -> Tensor:
-        """The transpose: each window's number to the winner alone."""
-        return self._collect(selected, lambda number: selected * (winners == number))
+    def select_transposed(self, selected: Tensor, images: Tensor, largest: Tensor) -> Tensor:
+        """Each window's number to where the image's largest value lies."""
+        selected, nothing = self._laid_out(selected), selected.new_zeros(())
+        image = self._zeros(selected)
+        for values, won in zip(self.taps(image), self.winners(images, largest), strict=True):
+            if self._overlap:
+                values += torch.where(won, selected, nothing)
+            else:
+                torch.where(won, selected, nothing, out=values)
+        return image
 
-    def indices(self, winners: Tensor) -> Tensor:
-        """Where in the image without padding the winners are: row · W + column."""
+    def indices(self, images: Tensor, largest: Tensor) -> Tensor:
+        """Where in the image without padding the largest values are: row · W + column."""
+        number = torch.zeros_like(largest, dtype=torch.int64)
+        for position, won in enumerate(self.winners(images, largest)):
+            number.masked_fill_(won, position)
         row, column = (
-            torch.arange(self.count[i], device=winners.device) * self.stride[i] - self.before[i] for i in (0, 1)
+            torch.arange(self.count[i], device=number.device) * self.stride[i] - self.before[i] for i in (0, 1)
         )
-        i, j = winners.long() // self.kernel_size[1], winners.long() % self.kernel_size[1]
+        i, j = number // self.kernel_size[1], number % self.kernel_size[1]
         return (row[:, None] + i * self.dilation[0]) * self.size[1] + column + j * self.dilation[1]
 
     def divisor(self, images: Tensor, count_include_pad: bool) -> int | Tensor:
@@ -171,21 +191,34 @@ class _Windows:
             return rows[0] * columns[0]
         return torch.tensor(rows, device=images.device)[:, None] * torch.tensor(columns, device=images.device)
 
-    def _collect(self, outputs: Tensor, values: Callable[[int], Tensor]) -> Tensor:
-        """A padded image of zeros to whose taps the values are added."""
+    @property
+    def _overlap(self) -> bool:
+        covered = span(self.kernel_size, self.dilation)
+        return any(covered[i] > self.stride[i] for i in (0, 1))
+
+    def _laid_out(self, values: Tensor) -> Tensor:
+        """The values in the images' own layout: a copy unless they lay so already."""
+        return values.permute(self.layout).contiguous().permute(self._standard_order)
+
+    def _zeros(self, outputs: Tensor) -> Tensor:
+        """A padded image of zeros, in the images' own layout: what comes next reads it beside values that lie so."""
         left, right, top, bottom = self.padding
         size = (*outputs.shape[:2], top + self.size[0] + bottom, left + self.size[1] + right)
-        # In the images' own layout: what comes next in the backward pass reads it beside values that lie so.
-        image = outputs.new_zeros([size[dimension] for dimension in self.layout])
-        image = image.permute([self.layout.index(dimension) for dimension in range(4)])
-        covered = span(self.kernel_size, self.dilation)
-        overlap = any(covered[i] > self.stride[i] for i in (0, 1))
-        for number, part in enumerate(self.taps(image)):
-            if overlap:
-                part += values(number)
-            else:
-                part.copy_(values(number))
-        return image
+        return outputs.new_zeros([size[dimension] for dimension in self.layout]).permute(self._standard_order)
+
+    @property
+    def _standard_order(self) -> list[int]:
+        """Where each of N, C, H and W is in the layout."""
+        return [self.layout.index(dimension) for dimension in range(4)]
+
+
+def _first_of(matches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Of the matches in each window the first alone."""
+    free: Tensor | None = None
+    for match in matches:
+        alone = match if free is None else match & free
+        free = ~match if free is None else free ^ alone
+        yield alone
 
 
 def _images(function: str, input: Tensor) -> Tensor:
@@ -251,19 +284,18 @@ class _LinearMap(torch.autograd.Function):
 
 
 class _Maximum(torch.autograd.Function):
-    """The largest value of each window; once the winners are known, it is a linear function."""
+    """The largest value of each window. Where it lies is found in the backward, and is then a linear function."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, windows: _Windows) -> tuple[Tensor, Tensor]:
-        largest, winners = windows.largest(padded)
-        ctx.mark_non_differentiable(winners)
-        ctx.save_for_backward(winners)
+    def forward(ctx: Any, images: Tensor, windows: _Windows) -> Tensor:
+        largest = windows.largest(images)
+        ctx.save_for_backward(images, largest)
         ctx.windows = windows
-        return largest, winners
+        return largest
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (winners,) = ctx.saved_tensors
-        put_back = partial(ctx.windows.put_back, winners=winners)
-        select = partial(ctx.windows.select, winners=winners)
-        return _LinearMap.apply(gradient, put_back, select), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, largest = (saved.detach() for saved in ctx.saved_tensors)
+        transposed = partial(ctx.windows.select_transposed, images=images, largest=largest)
+        select = partial(ctx.windows.select, images=images, largest=largest)
+        return _LinearMap.apply(gradient, transposed, select), None

@@ -1,0 +1,1 @@
+"""How fast things are, compared in turn on one machine; scripts/benchmark.py runs them."""
