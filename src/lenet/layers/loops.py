@@ -24,7 +24,7 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
         top, left = y * stride[0], x * stride[1]
         window = input[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]]
         outputs.append((window[:, None] * weight).sum(dim=(2, 3, 4)))  # (N, 1, C, k_h, k_w) · (O, C, k_h, k_w)
-    return torch.stack(outputs, dim=-1).view(len(input), len(weight), height, width)
+    return torch.stack(outputs).view(height, width, len(input), len(weight)).permute(2, 3, 0, 1)
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:

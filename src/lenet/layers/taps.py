@@ -6,6 +6,8 @@ The same sum as the definition's, with the loops exchanged: 25 large steps for a
 for each output position.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -16,18 +18,39 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
     kernel_size = (weight.shape[2], weight.shape[3])
     count = window_count(input.shape, kernel_size, stride, dilation)
-    output = input.new_zeros(len(input), len(weight), *count)
-    for i, j in every_position(kernel_size):
-        shifted = tap(input, (i * dilation[0], j * dilation[1]), count, stride)
-        output = output + torch.einsum("nchw,oc->nohw", shifted, weight[:, :, i, j])
-    return output
+    images = _channels_first(input).contiguous()
+    terms = (
+        torch.tensordot(weight[:, :, i, j], _shifted(images, (i * dilation[0], j * dilation[1]), count, stride), dims=1)
+        for i, j in every_position(kernel_size)
+    )
+    return _batch_first(reduce(torch.add, terms))
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     """The reverse: through each slice of (C, O, k_h, k_w) the whole of (N, C, H, W) adds to the shifted output."""
     size, kernel_size = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
-    output = input.new_zeros(len(input), weight.shape[1], *transposed_size(input, weight, stride, dilation))
+    images = _channels_first(input).contiguous()
+    output = input.new_zeros(weight.shape[1], *transposed_size(input, weight, stride, dilation), len(input))
     for i, j in every_position(kernel_size):
-        shifted = tap(output, (i * dilation[0], j * dilation[1]), size, stride)
-        shifted += torch.einsum("nchw,co->nohw", input, weight[:, :, i, j])
-    return output
+        shifted = _shifted(output, (i * dilation[0], j * dilation[1]), size, stride)
+        shifted += torch.tensordot(weight[:, :, i, j].T, images, dims=1)
+    return _batch_first(output)
+
+
+def _shifted(images: Tensor, offset: Pair, count: Pair, stride: Pair) -> Tensor:
+    """What one tap reads of (C, H, W, N), or where it adds: a view (C, H', W', N)."""
+    return _channels_first(tap(_batch_first(images), offset, count, stride))
+
+
+# A tap is one product of a matrix (O, C) with all pixels of all images if the channels come first in memory; with the
+# batch last, what is shifted are whole rows of N values.
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """(N, C, H, W) as (C, H, W, N): a view."""
+    return images.permute(1, 2, 3, 0)
+
+
+def _batch_first(images: Tensor) -> Tensor:
+    """(C, H, W, N) as (N, C, H, W): a view."""
+    return images.permute(3, 0, 1, 2)
