@@ -46,7 +46,7 @@ class Windows:
     def average(self, images: Tensor, divisor: int | Tensor) -> Tensor:
         """The sum of each window's values, divided."""
         total = self._reduced(images, torch.add)
-        return total.div(divisor, rounding_mode=None if total.is_floating_point() else "trunc")
+        return total.div_(divisor, rounding_mode=None if total.is_floating_point() else "trunc")
 
     def average_transposed(self, outputs: Tensor, divisor: int | Tensor) -> Tensor:
         """Each window's number, divided, to all of its values."""
@@ -59,13 +59,13 @@ class Windows:
 
     def largest(self, images: Tensor) -> Tensor:
         """The largest value of each window; NaN if there is one."""
-        largest = self._reduced(images, torch.maximum)
-        return largest.clone() if self.kernel_size == (1, 1) else largest
+        return self._reduced(images, torch.maximum)
 
     def _reduced(self, images: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The values of each window put together, those in one column first: there whole rows lie close in memory."""
         columns = reduce(operation, self._taps_along(images, 0))
-        return reduce(operation, self._taps_along(columns, 1))
+        reduced = reduce(operation, self._taps_along(columns, 1))
+        return reduced.clone() if self.kernel_size == (1, 1) else reduced  # never the images themselves
 
     def _taps_along(self, values: Tensor, direction: int) -> list[Tensor]:
         """As `taps`, but along the height (0) or the width (1) alone."""
@@ -121,6 +121,8 @@ class Windows:
 
     def divisor(self, images: Tensor, count_include_pad: bool) -> int | Tensor:
         """How many values each window averages: one number, or (H', W') if they differ."""
+        if not any(self.padding):
+            return self.kernel_size[0] * self.kernel_size[1]
         counts = []
         for i in (0, 1):
             low, high = (-self.before[i], self.size[i] + self.before[i]) if count_include_pad else (0, self.size[i])
