@@ -118,7 +118,12 @@ class ImageDataModule(LightningDataModule, ABC):
         val_size: the last so many training images are held out for validation; 0 holds out none.
         seed: of the order of the training images.
         test_every_epoch: make the test images a second validation set.
+
+    Attributes:
+        classes: what the labels 0 to 9 stand for.
     """
+
+    classes: tuple[str, ...]
 
     def __init__(self, batch_size: int, val_size: int, seed: int = 0, test_every_epoch: bool = False) -> None:
         super().__init__()
@@ -179,6 +184,8 @@ class FashionMNISTDataModule(ImageDataModule):
         UserError: in `prepare_data` and `setup`, if a file is damaged or cannot be obtained.
     """
 
+    classes = fashion_mnist.CLASSES
+
     def __init__(self, root: str, mirrors: Sequence[str] | None = None, **batching: Any) -> None:
         super().__init__(**batching)
         self.root = Path(root).expanduser().absolute()
@@ -200,6 +207,8 @@ class SyntheticDataModule(ImageDataModule):
         test_size: how many test images.
         **batching: see ImageDataModule.
     """
+
+    classes = synthetic.CLASSES
 
     def __init__(self, train_size: int, test_size: int, **batching: Any) -> None:
         super().__init__(**batching)

@@ -32,6 +32,20 @@ from lenet.errors import UserError
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist puts the four .gz files."""
 
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""What the labels 0 to 9 stand for."""
+
 _DOWNLOAD_TIMEOUT_SECONDS = 30
 
 

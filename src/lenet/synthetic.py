@@ -5,6 +5,20 @@ from torch import Tensor
 
 from lenet.fashion_mnist import Images
 
+CLASSES = (
+    "disc",
+    "ring",
+    "square",
+    "frame",
+    "vertical bar",
+    "horizontal bar",
+    "plus",
+    "diagonal",
+    "other diagonal",
+    "triangle",
+)
+"""What the labels 0 to 9 stand for."""
+
 _LARGEST_SHIFT = 3
 
 
