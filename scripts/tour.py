@@ -40,13 +40,19 @@ def main() -> None:
         "Every number and picture on this page was computed by the layers of this project, from scratch.",
     )
     add_stops(page)
+    save(page, arguments.output)
     print("\nA LeNet is being trained …", file=sys.stderr)
     add_trained_lenet(page, settings)
-    try:
-        page.save(arguments.output)
-    except OSError as error:
-        raise UserError(f"--output={arguments.output}: cannot be written ({error.strerror})") from None
+    save(page, arguments.output)
     print(f"\nThe page, with its pictures: {arguments.output}")
+
+
+def save(page: Page, path: Path) -> None:
+    """Write the page as it is now."""
+    try:
+        page.save(path)
+    except OSError as error:
+        raise UserError(f"--output={path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def add_trained_lenet(page: Page, settings: Settings) -> None:

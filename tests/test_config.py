@@ -86,6 +86,19 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(override: str, message
     assert str(caught.value).startswith(message)
 
 
+def test_an_unknown_algorithm_is_named_with_the_five_that_exist() -> None:
+    message = r"^layers\.algorithm=magic: input should be 'loops', 'taps', 'im2col', 'kernel_matrix' or 'fft'$"
+    with pytest.raises(UserError, match=message):
+        settings("layers=im2col", "layers.algorithm=magic")
+
+
+@pytest.mark.parametrize("algorithm", ["loops", "taps", "im2col", "kernel_matrix", "fft"])
+def test_the_layers_of_a_choice_use_its_algorithm(algorithm: str) -> None:
+    layers = settings(f"layers={algorithm}").section("layers")
+    assert {layers[part]["algorithm"] for part in ("conv", "avg_pool", "max_pool")} == {algorithm}
+    assert layers["conv"]["_target_"] == "lenet.layers.Conv2d"
+
+
 def test_held_out_images_must_leave_some_to_train_on() -> None:
     with pytest.raises(UserError, match=r"^data\.val_size=9: should be less than data\.train_size=9$"):
         settings("data=synthetic", "data.train_size=9", "data.val_size=9")

@@ -1,24 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from lenet import fashion_mnist
 from tests.conftest import PROJECT
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, PROJECT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def get_data(root: Path) -> subprocess.CompletedProcess[str]:
@@ -39,18 +29,43 @@ def test_get_data_names_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: data.root=")
 
 
-def test_the_benchmark_reports_medians_and_the_ratio_round_by_round() -> None:
-    figures = {"this project": [20.0, 30.0, 24.0], "template": [10.0, 10.0, 6.0]}
-    lines = script("benchmark").report(figures).splitlines()
-    assert "3 rounds" in lines[0]
-    assert lines[2].split() == ["this", "project", "24", "(20–30)", "examples/s"]
-    assert lines[3].split() == ["template", "10", "(6–10)", "examples/s"]
-    assert lines[4] == "this project ÷ template: 3.00 (2.00–4.00)"
-
-
-@pytest.mark.parametrize("arguments", [["train", "--rounds", "0"], ["training"]])
+@pytest.mark.parametrize("arguments", [["train", "--rounds", "0"], ["layers", "--rounds", "-1"], ["training"]])
 def test_the_benchmark_refuses_what_it_cannot_do(arguments: list[str]) -> None:
     command = [sys.executable, str(PROJECT / "scripts" / "benchmark.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_the_tour_is_printed_and_saved_as_one_page(tmp_path: Path) -> None:
+    page = tmp_path / "tour.html"
+    settings = ["data=synthetic", "data.train_size=5300", "trainer.max_epochs=1", "layers=fft"]
+    command = [sys.executable, str(PROJECT / "scripts" / "tour.py"), *settings, "--output", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    html = page.read_text()
+    for mark in [*(f"C{number}" for number in range(1, 19)), "LeNet"]:
+        assert f"\n{mark}  " in done.stdout
+        assert f'<h2 id="{mark}">' in html
+    assert "algorithm=fft" in html
+    assert html.count("data:image/png;base64,") >= 12
+    # Nothing is fetched when the page is opened.
+    assert not re.search(r"(src|href)=\"(?!data:|#)|url\(|@import|<script", html)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimzer.lr=1"], "error: optimzer.lr: no such key; did you mean optimizer.lr?"),
+        (["layers=magic"], "error: layers=magic: no such choice"),
+        (["--output", "/dev/null/tour.html"], "error: --output=/dev/null/tour.html: cannot be written"),
+    ],
+    ids=["key", "choice", "output"],
+)
+def test_the_tour_names_a_mistake_in_one_line(arguments: list[str], message: str) -> None:
+    small = ["data=synthetic", "data.train_size=5100", "data.test_size=100"]
+    command = [sys.executable, str(PROJECT / "scripts" / "tour.py"), *small, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(message)

@@ -70,6 +70,19 @@ def test_the_same_seed_gives_the_same_weights_and_zero_is_a_seed(train_here: Tra
     assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith("weight"))
 
 
+@pytest.mark.parametrize("layers", ["loops", "taps", "im2col", "kernel_matrix", "fft"])
+def test_layers_from_scratch_train_as_the_builtin_ones_do(train_here: TrainCommand, layers: str) -> None:
+    small = ("data=synthetic", "data.train_size=560", "data.val_size=48", "data.test_size=48", "data.batch_size=64")
+    runs = [
+        train_here(*small, "model=lenet_relu", "trainer.max_epochs=1", f"layers={name}") for name in (layers, "builtin")
+    ]
+    for tag in ("train/loss", "val/loss", "test/loss"):
+        ours, theirs = (run.metrics[tag] for run in runs)
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    for name, expected in weights(runs[1]).items():
+        torch.testing.assert_close(weights(runs[0])[name], expected, rtol=0, atol=1e-4)
+
+
 def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
     # 1,003 images in batches of 64: the first has 43, which two processes cannot share equally.
     settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "optimizer.lr=0.5", "device=cpu")

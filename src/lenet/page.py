@@ -14,7 +14,8 @@ _STYLE = """
 body { max-width: 54rem; margin: 3rem auto; padding: 0 1.5rem; font: 17px/1.6 Georgia, serif; color: #222; }
 h1 { font-size: 2.1rem; line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.2rem; }
 h2 small { color: #a0522d; margin-right: .6rem; font-weight: normal; }
-pre { background: #f6f4f0; padding: .9rem 1.1rem; overflow-x: auto; white-space: pre-wrap; font: 14px/1.45 ui-monospace, Menlo, monospace; }
+pre { background: #f6f4f0; padding: .9rem 1.1rem; white-space: pre-wrap; }
+pre { font: 14px/1.45 ui-monospace, Menlo, monospace; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #666; font-size: .9rem; }
 nav a { margin-right: .7rem; white-space: nowrap; }
 """
