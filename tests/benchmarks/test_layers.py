@@ -32,7 +32,7 @@ def test_the_report_gives_each_contender_as_a_multiple_of_builtin_in_the_same_ro
 
 
 def test_every_operation_is_measured_for_every_contender(tmp_path: Path) -> None:
-    figures = compare(rounds=1)
+    figures = compare(rounds=1, batch_size=4)
     contenders = {"builtin", *ALGORITHMS}
     layers = {"conv1", "conv2", "pool1", "pool2", "pool1 max", "pool2 max"}
     expected = {

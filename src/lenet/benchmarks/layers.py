@@ -61,11 +61,11 @@ class Operation:
     both: Callable[[], object]
 
 
-def compare(rounds: int) -> Figures:
+def compare(rounds: int, batch_size: int = BATCH_SIZE) -> Figures:
     """Let the contenders take turns; returns every figure."""
     keep_freed_memory()
     torch.manual_seed(0)
-    images, labels = torch.rand(BATCH_SIZE, 1, 28, 28), torch.randint(10, (BATCH_SIZE,))
+    images, labels = torch.rand(batch_size, 1, 28, 28), torch.randint(10, (batch_size,))
     calls: dict[Key, Callable[[], object]] = {}
     figures = Figures()
     for name in ("builtin", *ALGORITHMS):
