@@ -158,6 +158,17 @@ def test_under_autocast_the_result_has_its_dtype(algorithm: str) -> None:
     torch.testing.assert_close(result, expected)
 
 
+@each_algorithm
+@pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "a part"])
+def test_the_output_of_tensors_in_the_standard_layout_is_contiguous(algorithm: str, function: str, layout: str) -> None:
+    images, weight = LAYOUTS[layout](torch.rand(2, 3, 6, 5)), torch.rand(3, 3, 2, 2)
+    for input in (images, images[0]):
+        output = getattr(ours, function)(input, weight, torch.rand(3), algorithm=algorithm)
+        assert output.is_contiguous()
+        assert getattr(F, function)(input, weight).is_contiguous()
+
+
 class OperatorNames(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the name of each operator that PyTorch runs."""
 

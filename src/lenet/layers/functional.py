@@ -74,7 +74,7 @@ def conv2d(
     images = padded(images, padding_at_edges(padding, kernel_size, steps, spacing))
     _check_fits("conv2d", images, kernel_size, spacing)
     output = _side_by_side(module, module.conv2d, images, weight, groups, steps, spacing)
-    return _finished(output, bias, input)
+    return _finished(output, bias, input, weight)
 
 
 def conv_transpose2d(
@@ -121,7 +121,7 @@ def conv_transpose2d(
         )
     crop = (-cut[1], extra[1] - cut[1], -cut[0], extra[0] - cut[0])
     output = _side_by_side(module, module.conv_transpose2d, images, weight, groups, steps, spacing)
-    return _finished(padded(output, crop), bias, input)
+    return _finished(padded(output, crop), bias, input, weight)
 
 
 def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> Tensor:
@@ -244,10 +244,20 @@ def _side_by_side(
         return torch.cat([function(part, kernels, stride, dilation) for part, kernels in parts], dim=1)
 
 
-def _finished(output: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
-    """The output with its bias, in the precision of the input and batched as the input was."""
+def _finished(output: Tensor, bias: Tensor | None, input: Tensor, weight: Tensor) -> Tensor:
+    """The output with its bias, in the precision of the input and batched as the input was.
+
+    As in PyTorch, the output of tensors in the standard layout is contiguous, so that `view` works. If one of them lies
+    in memory otherwise, in channels-last layout or as an algorithm left it, the output stays as the algorithm made it.
+    """
     if output.is_floating_point() and not input.is_floating_point():
         output = output.round()
     if bias is not None:
         output = output + bias[:, None, None]
-    return (output if input.dim() == 4 else output[0]).to(input.dtype)
+    output = (output if input.dim() == 4 else output[0]).to(input.dtype)
+    return output.contiguous() if _rows_are_innermost(input) and _rows_are_innermost(weight) else output
+
+
+def _rows_are_innermost(values: Tensor) -> bool:
+    """Whether a row of pixels lies together in memory, not interleaved with other channels or images."""
+    return all(values.stride(dimension) >= values.stride(-2) for dimension in range(values.dim() - 2))
