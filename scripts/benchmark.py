@@ -28,8 +28,11 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, help="how often each contender takes its turn; 5 for train, 15 for layers"
     )
-    parser.add_argument("--epochs", type=int, default=2, help="in each round of train")
+    parser.add_argument("--epochs", type=int, help="in each round of train; 2 by default")
     arguments = parser.parse_args()
+    if arguments.what == "layers" and arguments.epochs is not None:
+        parser.error("--epochs is for train")
+    arguments.epochs = 2 if arguments.epochs is None else arguments.epochs
     rounds = arguments.rounds if arguments.rounds is not None else {"train": 5, "layers": 15}[arguments.what]
     if min(rounds, arguments.epochs) < 1:
         parser.error("--rounds and --epochs must be at least 1")

@@ -86,7 +86,9 @@ def test_conv_transpose2d_agrees_with_torch(
     }
     if refused(ours.conv_transpose2d, *values, **options, algorithm=algorithm):
         # Of an empty batch torch does not ask whether the output would have a size, nor with groups in float32.
-        assert values[0].numel() == 0 or refused(F.conv_transpose2d, *(value.double() for value in values), **options)
+        if values[0].numel() == 0:
+            values[0] = values[0].new_ones(1, *values[0].shape[-3:])
+        assert refused(F.conv_transpose2d, *(value.double() for value in values), **options)
         return
     assert_agree(
         lambda input, weight, bias=None: ours.conv_transpose2d(input, weight, bias, **options, algorithm=algorithm),
@@ -158,6 +160,21 @@ def test_under_autocast_the_result_has_its_dtype(algorithm: str) -> None:
     torch.testing.assert_close(result, expected)
 
 
+def test_under_autocast_integers_and_float64_stay_what_they_are() -> None:
+    for dtype in (torch.int64, torch.float64):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = ours.conv2d(torch.full((1, 1, 1, 1), 1001, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype))
+        assert result.dtype == dtype
+        assert result.item() == 1001
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ours.ALGORITHMS if name != "kernel_matrix"])
+def test_shapes_without_values(algorithm: str) -> None:
+    # PyTorch has no sparse product on its device for shapes alone.
+    images, weight = torch.empty(2, 3, 8, 7, device="meta"), torch.empty(4, 3, 3, 2, device="meta")
+    assert ours.conv2d(images, weight, stride=2, algorithm=algorithm).shape == (2, 4, 3, 3)
+
+
 @each_algorithm
 @pytest.mark.parametrize("function", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "a part"])
@@ -197,8 +214,15 @@ def test_nothing_calls_torchs_convolution_pooling_unfold_or_fold(algorithm: str)
     weight = torch.rand(2, 2, 3, 3, requires_grad=True)
     with OperatorNames() as seen:
         values = ours.conv2d(images, weight, algorithm=algorithm)
-        values = ours.conv_transpose2d(values, weight, algorithm=algorithm)
-        pooled = ours.max_pool2d(ours.avg_pool2d(values, 2), 2)
-        torch.autograd.grad(pooled.sum() + ours.unfold(images, 2).sum(), (images, weight))
+        values = ours.conv2d(values, weight, stride=2, padding=3, dilation=(1, 2), algorithm=algorithm)
+        values = (
+            values + ours.conv2d(images, weight[:, :1], groups=2, padding="valid", stride=2, algorithm=algorithm).sum()
+        )
+        values = ours.conv_transpose2d(values, weight, stride=2, output_padding=1, algorithm=algorithm)
+        pooled, _ = ours.max_pool2d(ours.avg_pool2d(values, 2, padding=1, ceil_mode=True), 2, return_indices=True)
+        ours.conv2d(images.bfloat16(), weight.bfloat16(), algorithm=algorithm)
+        total = pooled.square().sum() + ours.unfold(images, 2).square().sum()
+        gradients = torch.autograd.grad(total, (images, weight), create_graph=True)
+        torch.autograd.grad(gradients[0].square().sum() + gradients[1].square().sum(), (images, weight))
     assert seen.names
     assert not [name for name in seen.names if any(word in name for word in FORBIDDEN)]

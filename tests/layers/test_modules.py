@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -87,6 +89,34 @@ def test_max_pooling_returns_indices_if_asked() -> None:
     values = torch.rand(2, 3, 8, 8)
     ours, theirs = layers.MaxPool2d(2, return_indices=True)(values), nn.MaxPool2d(2, return_indices=True)(values)
     assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "MaxPool2d", "AvgPool2d"])
+def test_an_activation_in_place_may_follow(name: str) -> None:
+    arguments = (2,) if "Pool" in name else (3, 3, 2)
+    gradients = []
+    for package in (layers, nn):
+        torch.manual_seed(0)
+        layer = getattr(package, name)(*arguments)
+        images = torch.randn(2, 3, 6, 6, requires_grad=True)
+        gradients.append(torch.autograd.grad(nn.ReLU(inplace=True)(layer(images)).sum(), images)[0])
+    assert_close(gradients[0], gradients[1], 1e-5)
+
+
+@each_algorithm
+def test_layers_can_be_copied_and_pickled(algorithm: str) -> None:
+    layer, images = layers.Conv2d(1, 2, 3, algorithm=algorithm), torch.rand(1, 1, 5, 5)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301  our own bytes
+        assert repr(copied) == repr(layer)
+        assert torch.equal(copied(images), layer(images))
+
+
+def test_a_bias_alone_can_be_trained() -> None:
+    layer = layers.Conv2d(1, 2, 3)
+    layer.weight.requires_grad_(False)
+    layer(torch.rand(1, 1, 5, 5)).sum().backward()
+    assert layer.bias is not None
+    assert torch.equal(layer.bias.grad, torch.full((2,), 9.0))  # type: ignore[arg-type]
 
 
 def test_a_layer_says_which_algorithm_it_uses() -> None:

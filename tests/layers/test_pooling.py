@@ -79,6 +79,12 @@ def test_second_derivatives(padding: int) -> None:
         assert torch.autograd.gradgradcheck(lambda x, pool=pool: pool(x, 3, 2, padding), values)
 
 
+def test_an_infinite_gradient_stays_where_it_belongs() -> None:
+    values = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(max_pool2d(values, 2), values, torch.full((1, 1, 1), torch.inf))
+    assert torch.equal(gradient, torch.tensor([[[0, 0], [0, torch.inf]]]))
+
+
 def test_windows_of_more_than_256_values_find_their_largest() -> None:
     torch.manual_seed(0)
     values = torch.randn(1, 1, 40, 40)

@@ -28,7 +28,8 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("conv2d", (X, ones(3, 2, 3, 3)), {"groups": 2}, "groups=2: should divide the weight's first dimension, got 3 of "
      "[3, 2, 3, 3]"),
     ("conv2d", (X, W), {"groups": 0}, "groups=0: should be at least 1"),
-    ("conv2d", (X, ones(0, 4, 3, 3)), {}, "groups=1: should divide the weight's first dimension, got 0"),
+    ("conv2d", (X, ones(0, 4, 3, 3)), {}, "conv2d: weight should have at least one output channel, got [0, 4, 3, 3]"),
+    ("conv_transpose2d", (X, ones(4, 0, 3, 3)), {}, "conv_transpose2d: weight should have at least one output channel"),
     ("conv2d", (ones(1, 4, 2, 2), W), {},
      "conv2d: the kernel covers 3×3 pixels, more than the padded input's 2×2; use"),
     ("conv2d", (X, W), {"dilation": 4}, "conv2d: the kernel covers 9×9 pixels, more than the padded input's 7×7; use"),
@@ -91,6 +92,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("max_pool2d", (X.bool(), 2), {}, "max_pool2d: input is of dtype torch.bool"),
     ("avg_pool2d", (X, 2), {"padding": 2}, "padding=2: should be at most half the kernel size, got 2 with 2"),
     ("avg_pool2d", (X, 2), {"divisor_override": 0}, "divisor_override=0: should be another number than 0"),
+    ("avg_pool2d", (X, 2), {"divisor_override": 2.5}, "divisor_override=2.5: should be an integer"),
     ("avg_pool2d", (X, 9), {},
      "kernel_size=9: should fit into the padded input; a window covers 9 values, the input has 7"),
     ("avg_pool2d", (ones(2, 2), 1), {}, "avg_pool2d: input should be (N, C, H, W) or (C, H, W), got shape [2, 2]"),

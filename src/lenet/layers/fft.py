@@ -1,10 +1,13 @@
 """The convolution theorem: a convolution is a product of Fourier transforms.
 
     output = F⁻¹( F(input) · conj(F(weight)) )        summed over the input channels
+    transposed: F⁻¹( F(input) · F(weight) )
 
-The conjugate makes it a cross-correlation. A discrete transform wraps around at the image's edge, which spoils just
-those positions where the kernel reaches over it, and those are not windows of the image. A dilated kernel has zeros
-between its values, a stride keeps every s-th of the outputs: the transform knows neither.
+The conjugate makes a cross-correlation of the convolution. A discrete transform wraps around at the image's edge,
+which spoils just those positions where the kernel reaches over it, and those are not windows of the image. A dilated
+kernel has zeros between its values, a stride keeps every s-th of the outputs: the transform knows neither. Each
+output depends on every pixel, if only by rounding: errors are relative to the image's largest value, and one NaN
+spoils all of it.
 """
 
 import torch
@@ -17,7 +20,7 @@ from lenet.layers.geometry import Pair, spread, tap, transposed_size, window_cou
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
     if input.numel() == 0:
-        return taps.conv2d(input, weight, stride, dilation)  # of nothing there is no transform
+        return taps.conv2d(input, weight, stride, dilation)  # MKL refuses to transform nothing
     size = (input.shape[2], input.shape[3])
     kernel = torch.fft.rfft2(spread(weight, dilation), s=size).conj()
     spectrum = torch.einsum("nchw,ochw->nohw", torch.fft.rfft2(input), kernel)

@@ -10,6 +10,7 @@ are convolutions side by side, and a bias is added at the end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 
 import torch
@@ -64,6 +65,7 @@ def conv2d(
     Raises:
         ValueError: an unknown algorithm.
         TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
+        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
     """
     module = algorithm_named(algorithm)
     input, weight, bias = _checked_tensors("conv2d", input, weight, bias)
@@ -101,6 +103,7 @@ def conv_transpose2d(
     Raises:
         ValueError: an unknown algorithm.
         TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
+        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
     """
     module = algorithm_named(algorithm)
     input, weight, bias = _checked_tensors("conv_transpose2d", input, weight, bias)
@@ -131,6 +134,7 @@ def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size =
 
     Raises:
         TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
+        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
         IndexError: the input has fewer than three dimensions (torch's choice).
     """
     if not check_tensor("unfold: input", input).is_floating_point():
@@ -168,9 +172,10 @@ def _checked_tensors(
     named = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, value in named.items():
         check_tensor(f"{function}: {name}", value)
-    if torch.is_autocast_enabled(input.device.type):
+    if _has_autocast(input) and torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        named = {name: value.to(dtype) if value.dtype != torch.float64 else value for name, value in named.items()}
+        casts = {name for name, value in named.items() if value.is_floating_point() and value.dtype != torch.float64}
+        named = {name: value.to(dtype) if name in casts else value for name, value in named.items()}
     for name, value in named.items():
         for what in ("dtype", "device"):
             expected, got = getattr(named["input"], what), getattr(value, what)
@@ -197,7 +202,9 @@ def _check_channels(
         raise TypeError(f"groups={groups!r}: should be an integer")
     if groups < 1:
         raise RuntimeError(f"groups={groups}: should be at least 1")
-    if len(weight) % groups or len(weight) < groups:
+    if 0 in (len(weight), weight.shape[1] if transposed else 1):
+        raise RuntimeError(f"{function}: weight should have at least one output channel, got {list(weight.shape)}")
+    if len(weight) % groups:
         raise RuntimeError(
             f"groups={groups}: should divide the weight's first dimension, got {len(weight)} of {list(weight.shape)}"
         )
@@ -232,16 +239,22 @@ def _side_by_side(
     dilation: Pair,
 ) -> Tensor:
     """Let an algorithm compute each group; the result is in working precision."""
-    # Half precision is summed up in single precision, as PyTorch does. A Fourier transform knows no integers.
+    # Half precision is summed up in single precision, as PyTorch does. A Fourier transform knows no integers; as
+    # float64 they are exact up to 2^53.
     if images.dtype in (torch.bfloat16, torch.float16):
         images, weight = images.float(), weight.float()
     elif module is fft and not images.is_floating_point():
         images, weight = images.double(), weight.double()
-    with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(images.device.type, enabled=False) if _has_autocast(images) else nullcontext():
         if groups == 1:
             return function(images, weight, stride, dilation)
         parts = zip(images.chunk(groups, dim=1), weight.chunk(groups), strict=True)
         return torch.cat([function(part, kernels, stride, dilation) for part, kernels in parts], dim=1)
+
+
+def _has_autocast(values: Tensor) -> bool:
+    """Whether the tensor's device has autocast at all; the meta device has not."""
+    return torch.amp.is_autocast_available(values.device.type)
 
 
 def _finished(output: Tensor, bias: Tensor | None, input: Tensor, weight: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A window of a kernel (k_h, k_w) with dilation d covers d * (k - 1) + 1 values in each direction; from one window to the
 next it is `stride` values. Refused is what torch.nn.functional refuses, with the same type of exception: TypeError for
-what is no number, RuntimeError for a number that cannot be.
+what is no number, RuntimeError for a number that cannot be. Complex images, which torch convolves, are refused as well.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def spread(values: Tensor, step: Pair) -> Tensor:
     if step == (1, 1):
         return values
     count = (values.shape[2], values.shape[3])
-    spread = values.new_zeros(*values.shape[:2], *span(count, step))
-    tap(spread, (0, 0), count, step).copy_(values)
-    return spread
+    apart = values.new_zeros(*values.shape[:2], *span(count, step))
+    tap(apart, (0, 0), count, step).copy_(values)
+    return apart
 
 
 def padding_at_edges(padding: Size | str, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[int, int, int, int]:

@@ -3,13 +3,17 @@
     output = W @ columns        W: weight as (O, C·k_h·k_w);  columns: each window as (C·k_h·k_w), one for each output
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006).
-`conv2d_by_autograd` is that sentence as code. `conv2d` is the same made fast, with a backward written by hand.
+`conv2d_by_autograd` is that, and nothing more; it is here to be read, and to test `conv2d` against.
 
-Fast is what is close in memory. The images of a batch lie side by side, the batch as the innermost dimension
-(H, W, C, N), so that whatever is moved is moved N values at a time. The output is computed row by row: the k_h rows of
-the image that one of its rows sees are copied into a strip (W, k_h·C, N). There the windows of this row, k_w
-neighbouring pieces each, overlap; they enter the matrix product as strided views, without another copy. The strip
-stays in the cache; it is not kept for the backward, which makes it anew.
+`conv2d` is the same made fast, with a backward written by hand. The images of a batch lie side by side, as the
+innermost dimension (H, W, C, N), so that whatever is moved is moved N values at a time. Then there is a product for
+each output position, all images at once:
+
+    output[y, x] = W @ window[y, x]        window[y, x]: what all images have there, (k_w·k_h·C, N)
+
+The output is computed row by row. The k_h rows of the image that one of its rows sees are copied into a strip
+(W, k_h·C, N). There the windows of this row, k_w neighbouring pieces each, overlap; they enter the products as strided
+views, without another copy. The strip stays in the cache; it is not kept for the backward, which makes it anew.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from lenet.layers.geometry import Pair, transposed_size, window_count
 
 
 def windows(input: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
-    """Every window of (N, C, H, W), as a view (N, C, k_h, k_w, H', W') of the contiguous input: nothing is copied."""
+    """Every window of (N, C, H, W), as a view (N, C, k_h, k_w, H', W'); copied is only an input not contiguous."""
     input = input.contiguous()
     *outer, height, width = input.stride()
     count = window_count(input.shape, kernel_size, stride, dilation)
@@ -121,7 +125,9 @@ def _correlate(x: Tensor, w: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     matrix = w.permute(0, 3, 2, 1).flatten(1)  # (O, k_w·k_h·C)
     for y in range(height):
         strip = _rows(image, y, kernel_size, stride, dilation).transpose(0, 1).flatten(1, 2)
-        torch.bmm(matrix.expand(width, -1, -1), _columns(strip, kernel_size, width, stride, dilation), out=output[y])
+        torch.bmm(
+            matrix.expand(width, -1, -1), _windows_of_row(strip, kernel_size, width, stride, dilation), out=output[y]
+        )
     return _batch_outermost(output)
 
 
@@ -148,8 +154,8 @@ def _weight_gradient(x: Tensor, g: Tensor, kernel_size: Pair, stride: Pair, dila
     matrices = image.new_zeros(width, kernel_size[1] * kernel_size[0] * channels, out_channels)
     for y in range(height):
         strip = _rows(image, y, kernel_size, stride, dilation).transpose(0, 1).flatten(1, 2)
-        columns = _columns(strip, kernel_size, width, stride, dilation)
-        matrices.baddbmm_(columns, outputs[y].transpose(1, 2))
+        row = _windows_of_row(strip, kernel_size, width, stride, dilation)
+        matrices.baddbmm_(row, outputs[y].transpose(1, 2))
     return matrices.sum(0).view(kernel_size[1], kernel_size[0], channels, out_channels).permute(3, 2, 1, 0)
 
 
@@ -169,7 +175,7 @@ def _rows(image: Tensor, y: int, kernel_size: Pair, stride: Pair, dilation: Pair
     return image[top : top + dilation[0] * (kernel_size[0] - 1) + 1 : dilation[0]]
 
 
-def _columns(strip: Tensor, kernel_size: Pair, count: int, stride: Pair, dilation: Pair) -> Tensor:
+def _windows_of_row(strip: Tensor, kernel_size: Pair, count: int, stride: Pair, dilation: Pair) -> Tensor:
     """The windows of one output row, (W', k_w·k_h·C, N), from a strip (W, k_h·C, N): a view, unless dilated."""
     step, _, _ = strip.stride()
     shape = (count, kernel_size[1], *strip.shape[1:])

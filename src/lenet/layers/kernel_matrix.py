@@ -2,8 +2,9 @@
 
     output.flatten() = K @ input.flatten()        K[(o, y, x), (c, y·s + i·d, x·s + j·d)] = weight[o, c, i, j]
 
-Each row of K holds the kernel once, shifted to where its window lies, and zeros elsewhere; so K is stored sparse. Its
-transpose takes outputs back to images, which is what a transposed convolution is, and where its name comes from.
+(s: stride, d: dilation.) Each row of K holds the kernel once, shifted to where its window lies, and zeros elsewhere;
+so K is stored sparse. Its transpose takes outputs back to images, which is what a transposed convolution is, and
+where its name comes from.
 """
 
 import torch

@@ -2,16 +2,15 @@
 
     output[n, o, y, x] = Σ_c Σ_i Σ_j  input[n, c, y·s + i·d, x·s + j·d] · weight[o, c, i, j]
 
-One step of the loop is one window position (y, x), for all images n and all output channels o at once. The outputs are
-gathered in a list and stacked: written into a tensor one by one, they would cut the graph that autograd needs, or
-make it copy the whole tensor for each of them.
+s is the stride and d the dilation, each of the direction it stands in. One step of the loop is one window position
+(y, x), for all images n and all output channels o at once. The outputs are gathered in a list and stacked: writing
+them into one tensor, one by one, would add as many steps to autograd's graph, and each would copy the whole gradient.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lenet.layers.geometry import Pair, every_position, span, spread, window_count
+from lenet.layers.geometry import Pair, every_position, padded, span, spread, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -30,9 +29,11 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): each value stamps the kernel, times itself, on the output.
 
-    Seen from an output, that is a window over the input, spread by the stride, with zeros around: the stamps that reach
-    it, each with another value of the kernel, the last of them first.
+        output[n, o, y·s + i·d, x·s + j·d] += input[n, c, y, x] · weight[c, o, i, j]
+
+    Collected by each output instead of stamped, that is a window over the input again: over the input with its values a
+    stride apart and zeros around, and with the kernel flipped.
     """
-    bottom, right = (covered - 1 for covered in span((weight.shape[2], weight.shape[3]), dilation))
-    padded = F.pad(spread(input, stride), (right, right, bottom, bottom))
-    return conv2d(padded, weight.transpose(0, 1).flip(2, 3), (1, 1), dilation)
+    rows, columns = (covered - 1 for covered in span((weight.shape[2], weight.shape[3]), dilation))
+    images = padded(spread(input, stride), (columns, columns, rows, rows))
+    return conv2d(images, weight.transpose(0, 1).flip(2, 3), (1, 1), dilation)

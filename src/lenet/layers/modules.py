@@ -7,13 +7,13 @@ that a layer and its namesake in torch.nn can take each other's place. What is c
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenet.layers import functional
-from lenet.layers.geometry import Pair, padding_at_edges, pair, span
+from lenet.layers.geometry import Pair, Size, padding_at_edges, pair, span
 
 
 class _WithAlgorithm(nn.Module):
@@ -40,8 +40,8 @@ class Conv2d(_WithAlgorithm, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            steps, spacing = _both(self.stride), _both(self.dilation)
-            edges = padding_at_edges(padding, _both(self.kernel_size), steps, spacing)
+            stride, dilation = pair("stride", self.stride, least=1), pair("dilation", self.dilation, least=1)
+            edges = padding_at_edges(padding, (self.kernel_size[0], self.kernel_size[-1]), stride, dilation)
             input, padding = F.pad(input, edges, mode=self.padding_mode), 0
         return functional.conv2d(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, self.algorithm
@@ -64,16 +64,24 @@ class ConvTranspose2d(_WithAlgorithm, nn.ConvTranspose2d):
             ValueError: no output padding gives that size.
         """
         padding: Any = self.output_padding if output_size is None else self._padding_for(input, output_size)
-        stride, cut, dilation = _both(self.stride), _both(self.padding), _both(self.dilation)
         return functional.conv_transpose2d(
-            input, self.weight, self.bias, stride, cut, padding, self.groups, dilation, self.algorithm
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            cast(Size, self.padding),  # a string is refused there
+            padding,
+            self.groups,
+            self.dilation,
+            self.algorithm,
         )
 
     def _padding_for(self, input: Tensor, output_size: list[int]) -> Pair:
         if len(output_size) not in (2, input.dim()):
             raise ValueError(f"output_size={output_size}: should be (height, width), or a size for each dimension")
-        covered = span(_both(self.kernel_size), _both(self.dilation))
-        stride, cut = _both(self.stride), _both(self.padding)
+        stride, cut = pair("stride", self.stride, least=1), pair("padding", cast(Size, self.padding), least=0)
+        dilation = pair("dilation", self.dilation, least=1)
+        covered = span((self.kernel_size[0], self.kernel_size[-1]), dilation)
         extra = []
         for i in (0, 1):
             least = (input.shape[i - 2] - 1) * stride[i] - 2 * cut[i] + covered[i]
@@ -126,12 +134,15 @@ def as_builtin(net: nn.Module) -> nn.Module:
     """A copy of a network with torch.nn's layers in place of ours, for tools that know only those, such as tracers."""
     net = copy.deepcopy(net)
     for module in net.modules():
-        if isinstance(module, _WithAlgorithm):
+        if type(module) in _NAMESAKES:
             # Nothing but the class differs: parameters and settings are those of the namesake.
-            module.__class__ = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+            module.__class__ = _NAMESAKES[type(module)]
     return net
 
 
-def _both(size: Any) -> Pair:
-    """A size as torch.nn's classes keep it, as (height, width)."""
-    return pair("size", size, least=0)
+_NAMESAKES: dict[type[nn.Module], type[nn.Module]] = {
+    Conv2d: nn.Conv2d,
+    ConvTranspose2d: nn.ConvTranspose2d,
+    MaxPool2d: nn.MaxPool2d,
+    AvgPool2d: nn.AvgPool2d,
+}

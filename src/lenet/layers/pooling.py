@@ -42,6 +42,7 @@ def max_pool2d(
 
     Raises:
         TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
+        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
     """
     images = _images("max_pool2d", input)
     windows = windows_over(images, kernel_size, stride, padding, dilation, ceil_mode)
@@ -70,9 +71,12 @@ def avg_pool2d(
 
     Raises:
         TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
+        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
         IndexError: the input has fewer than three dimensions (torch's choice).
     """
     images = _images("avg_pool2d", input)
+    if divisor_override is not None and not isinstance(divisor_override, int):
+        raise TypeError(f"divisor_override={divisor_override!r}: should be an integer")
     if divisor_override == 0:
         raise RuntimeError("divisor_override=0: should be another number than 0")
     windows = windows_over(images, kernel_size, stride, padding, 1, ceil_mode)
@@ -122,14 +126,15 @@ class _Maximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        largest = windows.largest(images)
-        ctx.save_for_backward(images, largest)
+        # The images alone: an activation that works in place may follow and change what is returned here.
+        ctx.save_for_backward(images)
         ctx.windows = windows
-        return largest
+        return windows.largest(images)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, largest = (saved.detach() for saved in ctx.saved_tensors)
+        images = ctx.saved_tensors[0].detach()
+        largest = ctx.windows.largest(images)
         transposed = partial(ctx.windows.select_transposed, images=images, largest=largest)
         select = partial(ctx.windows.select, images=images, largest=largest)
         return _LinearMap.apply(gradient, transposed, select), None

@@ -101,8 +101,11 @@ class Windows:
         """Each window's number to where the image's largest value lies."""
         selected = self._laid_out(selected)
         image = self._zeros(selected, self._padded_size)
+        finite = bool(selected.sum().isfinite())
         for values, won in zip(self.taps(image), self.winners(images, largest), strict=True):
-            if self._overlap:
+            if not finite:  # an infinite number times 0 would not be 0
+                values += torch.where(won > 0, selected, 0)
+            elif self._overlap:
                 values.addcmul_(selected, won)
             else:
                 torch.mul(selected, won, out=values)

@@ -1,9 +1,11 @@
 """A sum over the kernel's positions: each is a tap that reads the whole image, shifted, through one weight slice.
 
-    output = Σ_i Σ_j  weight[:, :, i, j] · input[:, :, i·d :: s, j·d :: s]
+    output[n, o, y, x] = Σ_i Σ_j  ( Σ_c  weight[o, c, i, j] · input[n, c, y·s + i·d, x·s + j·d] )
 
-The same sum as the definition's, with the loops exchanged: 25 large steps for a 5×5 kernel instead of one small step
-for each output position.
+(s: stride, d: dilation.) The definition's sum with the loops exchanged: 25 large steps for a 5×5 kernel instead of one
+small step for each output position. In a step (i, j) the sum over c is one product: of the slice weight[:, :, i, j], a
+matrix (O, C), with the shifted pixels of all images, a matrix (C, H'·W'·N). For that the channels come first in memory,
+and the images of the batch last, so that shifting moves whole rows of N values.
 """
 
 from functools import reduce
@@ -40,10 +42,6 @@ def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair
 def _shifted(images: Tensor, offset: Pair, count: Pair, stride: Pair) -> Tensor:
     """What one tap reads of (C, H, W, N), or where it adds: a view (C, H', W', N)."""
     return _channels_first(tap(_batch_first(images), offset, count, stride))
-
-
-# A tap is one product of a matrix (O, C) with all pixels of all images if the channels come first in memory; with the
-# batch last, what is shifted are whole rows of N values.
 
 
 def _channels_first(images: Tensor) -> Tensor:
