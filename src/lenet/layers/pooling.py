@@ -126,15 +126,15 @@ class _Maximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        # The images alone: an activation that works in place may follow and change what is returned here.
-        ctx.save_for_backward(images)
+        largest = windows.largest(images)
+        # A copy: an activation that works in place may follow and change what is returned here.
+        ctx.save_for_backward(images, largest.clone())
         ctx.windows = windows
-        return windows.largest(images)
+        return largest
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images = ctx.saved_tensors[0].detach()
-        largest = ctx.windows.largest(images)
+        images, largest = (saved.detach() for saved in ctx.saved_tensors)
         transposed = partial(ctx.windows.select_transposed, images=images, largest=largest)
         select = partial(ctx.windows.select, images=images, largest=largest)
         return _LinearMap.apply(gradient, transposed, select), None
