@@ -37,7 +37,7 @@ def main() -> None:
 
     page = Page(
         "Convolution, step by step",
-        "Every number and picture on this page was computed by the layers of this project, from scratch.",
+        "What a convolution is, in numbers and pictures. The layers of this project computed them, from scratch.",
     )
     add_stops(page)
     save(page, arguments.output)

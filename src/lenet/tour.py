@@ -78,7 +78,7 @@ def _edges(page: Page) -> None:
     page.picture(
         images({"image, 6×8": EDGES, "vertical edges, 6×7": found, "transposed image": EDGES.T,
                 "vertical edges there: none": cross_correlation(EDGES.T, kernel)}),
-        "An edge image before and after: +1 (red) where dark turns to light, -1 (blue) where light turns to dark.",
+        "An edge image before and after: 1 is drawn black; +1 (red) where 1 turns to 0, -1 (blue) where 0 turns to 1.",
     )  # fmt: skip
 
     page.section("C4", "Other directions, other kernels")
@@ -108,17 +108,18 @@ def _learning(page: Page) -> None:
     for _ in range(10):
         loss = ((cross_correlation(EDGES, weight) - target) ** 2).sum()
         (gradient,) = torch.autograd.grad(loss, weight)
+        losses.append(loss.item())
         weight = (weight - 0.03 * gradient).detach().requires_grad_()
         weights.append(weight.detach())
-        losses.append(loss.item())
+    losses.append(((cross_correlation(EDGES, weight) - target) ** 2).sum().item())
     lines = [
-        f"step {n + 1:>2}: loss {losses[n]:7.3f}, kernel {_row(weights[n + 1][0], '.3f')}" for n in (1, 3, 5, 7, 9)
+        f"step {n + 1:>2}: loss {losses[n + 1]:7.3f}, kernel {_row(weights[n + 1][0], '.3f')}" for n in (1, 3, 5, 7, 9)
     ]
     page.numbers("\n".join(lines))
     figure = Figure(figsize=(8, 2.8))
     left, right = figure.subplots(1, 2)
-    left.semilogy(range(1, 11), losses, marker="o")
-    left.set(xlabel="step", ylabel="loss", title="loss")
+    left.semilogy(range(11), losses, marker="o")
+    left.set(xlabel="step", ylabel="loss", title="loss after the step")
     for position, wanted in enumerate((1, -1)):
         right.plot(
             range(11), [float(values[0, position]) for values in weights], marker="o", label=f"weight {position + 1}"
@@ -141,7 +142,7 @@ def _channels(page: Page) -> None:
     page.text(
         "Each output channel has a kernel of its own: the weight is (output channels, input channels, height, width)."
     )
-    names = ("K", "K + 1", "K + 2")
+    names = ("output of K", "output of K + 1", "output of K + 2")
     page.numbers(side_by_side(dict(zip(names, conv2d(X2, K3), strict=True))))
 
     page.section("C8", "A 1×1 convolution mixes channels")
@@ -184,7 +185,7 @@ def _ways(page: Page) -> None:
     )
     page.picture(
         images({"kernel matrix, 4×16": matrix}, width=8),
-        "Each row holds the kernel once, where its window lies in the flattened image; white is zero.",
+        "Each row holds the kernel once, where its window lies in the flattened image; the palest grey is zero.",
     )
     lines = [f"{'stride':<8}{'padding':<9}" + "".join(f"{name:>15}" for name in ALGORITHMS)]
     for stride in (1, 2):
@@ -201,7 +202,10 @@ def _ways(page: Page) -> None:
     page.section("C11", "Transposed convolution")
     output = conv2d(image, kernel)
     back = (matrix.T @ output.flatten()).view(4, 4)
-    page.text("The transpose of that matrix takes an output back to the size of its image: the transposed convolution.")
+    page.text(
+        "The transpose of that matrix takes an output back to the size of its image, though not to its values: that is"
+        " the transposed convolution."
+    )
     page.numbers(
         side_by_side({"transposed matrix": back, "conv_transpose2d": conv_transpose2d(output, kernel)[0, 0]}, ".3f")
     )
@@ -212,7 +216,8 @@ def _options(page: Page) -> None:
     arguments = (torch.ones(2, 2, 5, 5), torch.ones(3, 2, 3, 3), torch.ones(3))
     output = conv2d(*arguments, padding=1, stride=2)
     page.text(
-        "Two images of ones, two channels to three, 3×3 ones, bias 1, padding 1, stride 2. Corners see four pixels."
+        "Two images of ones, two channels to three, 3×3 ones, bias 1, padding 1, stride 2. In a corner: 4 pixels in"
+        " 2 channels, and the bias, 9."
     )
     page.numbers(f"shape {tuple(output.shape)}; each of the 2·3 planes is\n{matrix_text(output[0, 0])}")
 
@@ -238,7 +243,9 @@ def _pooling(page: Page) -> None:
 
     page.section("C15", "The stride of pooling")
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    page.text("Windows do not overlap by default: the stride is the window's size. Padding never wins.")
+    page.text(
+        "Windows do not overlap by default: the stride is the window's size. Here, padding counts as -∞: it never wins."
+    )
     page.numbers(
         side_by_side({
             "X": x[0, 0],
@@ -266,7 +273,7 @@ def _receptive_field(page: Page) -> None:
     page.section("C17", "The receptive field grows")
     page.text(
         "Stacked small windows see far: one output of two stacked 2×2 convolutions depends on 3×3 pixels. Each further"
-        " layer adds to that; a stride makes all that follows count double."
+        " layer adds to that; a stride of s makes each step of the layers behind it s pixels wide."
     )
     net: list[nn.Module] = []
     seen = {}
@@ -287,8 +294,8 @@ def _gradients(page: Page) -> None:
     image, weight, bias = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
     expected = torch.autograd.grad(F.conv2d(image, weight, bias).square().sum(), (image, weight, bias))
     page.text(
-        "A layer that writes single elements into its output loses the graph that gradients flow through. Ours do not;"
-        " largest difference of each gradient from PyTorch's:"
+        "Gradients flow through all five, to the input, the weight and the bias; here is the largest difference of"
+        " each from PyTorch's, in double precision:"
     )
     lines = [f"{'algorithm':<15}{'input':>10}{'weight':>10}{'bias':>10}"]
     for name in ALGORITHMS:
@@ -327,7 +334,8 @@ def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: tuple[str, ...
     shares = values.softmax(dim=1)[0]
     best = shares.topk(3).indices.tolist()
     page.text("And its verdict, from 84 numbers that the linear layers make of that:")
-    page.numbers("\n".join(f"{classes[label]:<14}{shares[label]:.1%}" for label in best))
+    width = max(map(len, classes)) + 2
+    page.numbers("\n".join(f"{classes[label]:<{width}}{shares[label]:>6.1%}" for label in best))
 
 
 def _row(values: Iterable[Tensor], form: str) -> str:
