@@ -1,6 +1,6 @@
 """The two-dimensional beginnings: one image (H, W), one kernel (k_h, k_w), no channels, no batch, no options.
 
-Each function is its formula, and differentiable: the values are stacked, not written into a tensor one by one.
+Each function is its formula, and differentiable.
 """
 
 from __future__ import annotations
