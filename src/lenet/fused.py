@@ -1,0 +1,306 @@
+"""LeNet on the CPU: the same numbers as layer by layer, in fewer and larger operations, its backward written by hand.
+
+Layer by layer, LeNet spends less than half of a training step on arithmetic. The rest goes into average pooling, which
+PyTorch computes value by value, into activations larger than the caches, each written and read again, and into some
+two hundred calls. Here convolution, activation and pooling are one stage, and the whole network is one node of
+autograd. What that gains is measured by `scripts/benchmark.py train`.
+
+A stage has a `forward`, which returns its output and what its backward will need, and a `backward`, which returns the
+gradients of its input and of its parameters. Both are what the chain rule says, in the order that suits the machine:
+
+    z = w * x + b       dw = x * dz,  db = Σ dz,  dx = dz transposed-convolved with w
+    s = f(z)            dz = f'(z)·ds, where f' can be told from s, so that s may take the memory of z
+    p = pool(s)         ds = dp / 4 in each of a window's four values; for the maximum, dp where it was found
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lenet.model import LeNet
+
+Saved = tuple[Tensor, ...]
+
+
+class Stage(Protocol):
+    """One step through the network, and back."""
+
+    layer: Any
+    """Its weight and bias are read anew each time: moved to another device and back, they are other objects."""
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Saved]:
+        """The stage's output, and what `backward` needs."""
+
+    def backward(self, saved: Saved, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the gradient of the output to those of the input, the weight and the bias."""
+
+
+class Fused:
+    """A LeNet as fused stages.
+
+    Args:
+        net: its parameters are used where they are, not copied.
+
+    Raises:
+        ValueError: there are no stages for its layers: they are not PyTorch's own, or others are among them.
+    """
+
+    def __init__(self, net: LeNet) -> None:
+        layers: dict[str, Any] = dict(net.named_children())
+        activation, pooling = type(layers["act1"]), type(layers["pool1"])
+        if activation not in ACTIVATIONS or pooling not in POOLINGS:
+            raise ValueError(f"{activation.__name__} and {pooling.__name__} cannot be fused")
+        with torch.device("meta"):
+            known = LeNet(nn.Conv2d, pooling, activation)
+        if str(net) != str(known) or getattr(layers["pool1"], "divisor_override", None) is not None:
+            raise ValueError("only a LeNet of PyTorch's own layers, without further arguments, can be fused")
+        f, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        self.stages: list[Stage] = [
+            FirstBlock(layers["conv1"], f, pool),
+            Block(layers["conv2"], f, pool),
+            Linear(layers["fc1"], f),
+            Linear(layers["fc2"], f),
+            Linear(layers["fc3"], NONE),
+        ]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [parameter for stage in self.stages for parameter in (stage.layer.weight, stage.layer.bias)]
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether the stages are made for these images: 28×28, on the CPU, in single precision, without a gradient."""
+        return (
+            images.device.type == "cpu"
+            and images.dtype == self.stages[0].layer.weight.dtype == torch.float32
+            and images.shape[1:] == (1, 28, 28)
+            and not images.requires_grad
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """From images (N, 1, 28, 28) to logits (N, 10); differentiable once, with respect to the parameters."""
+        logits: Tensor = _Network.apply(images, self.stages, *self.parameters)
+        return logits
+
+
+def fused(net: nn.Module) -> Fused | None:
+    """The network as fused stages, or None if there are none for it."""
+    try:
+        return Fused(net) if isinstance(net, LeNet) else None
+    except ValueError:
+        return None
+
+
+class _Network(torch.autograd.Function):
+    """All stages as one node. The parameters are arguments so that autograd knows of them."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, stages: list[Stage], *parameters: Tensor) -> Tensor:
+        values, ctx.stages, ctx.saved = images, stages, []
+        for stage in stages:
+            values, saved = stage.forward(values)
+            ctx.saved.append(saved)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.saved:
+            raise RuntimeError("a fused network goes backward once: it keeps nothing to do so again")
+        gradients: list[Tensor] = []
+        for stage in reversed(ctx.stages):
+            gradient, weight, bias = stage.backward(ctx.saved.pop(), gradient)
+            gradients[:0] = weight, bias
+        return None, None, *gradients
+
+
+class Activation(NamedTuple):
+    """An activation whose derivative can be told from its output."""
+
+    apply_: Callable[[Tensor], Tensor]
+    """In place."""
+
+    backward: Callable[[Tensor, Tensor], Tensor]
+    """From the output's gradient, which may be broadcast, and the output to the gradient of the input."""
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Sigmoid: Activation(torch.sigmoid_, torch.ops.aten.sigmoid_backward),
+    nn.ReLU: Activation(torch.relu_, lambda gradient, output: torch.ops.aten.threshold_backward(gradient, output, 0)),
+}
+NONE = Activation(lambda values: values, lambda gradient, output: gradient)
+
+
+Taps = Callable[[Tensor], Sequence[Tensor]]
+"""Takes windows apart: a view of the first value of each, of the second, third and fourth."""
+
+
+class Pooling(NamedTuple):
+    """Pooling of windows of four values."""
+
+    forward: Callable[[Sequence[Tensor]], Tensor]
+    """From the taps of the windows to one value for each."""
+
+    backward: Callable[[Tensor, Tensor, Tensor, Taps], Tensor]
+    """From the output's gradient, the output (both with dimensions of size 1 where the windows have theirs), and the
+    windows to their gradient, which may be broadcast."""
+
+
+def _average(taps: Sequence[Tensor]) -> Tensor:
+    first, second, third, fourth = taps
+    return (first + second).add_(third).add_(fourth).mul_(1 / 4)
+
+
+def _average_backward(gradient: Tensor, pooled: Tensor, windows: Tensor, taps: Taps) -> Tensor:
+    return (gradient / 4).expand_as(windows)
+
+
+def _largest(taps: Sequence[Tensor]) -> Tensor:
+    first, second, third, fourth = taps
+    largest = torch.maximum(first, second)
+    torch.maximum(largest, third, out=largest)
+    return torch.maximum(largest, fourth, out=largest)
+
+
+def _largest_backward(gradient: Tensor, pooled: Tensor, windows: Tensor, taps: Taps) -> Tensor:
+    result = torch.empty_like(windows)
+    (largest, *_), (left, *_) = taps(pooled.expand_as(windows)), taps(gradient.expand_as(windows))
+    for tap, place in zip(taps(windows), taps(result), strict=True):
+        # As numbers: truth values take several times longer. Of equal values the first gets it all.
+        won = torch.eq(tap, largest, out=torch.empty_like(largest)).mul_(left)
+        place.copy_(won)
+        left = left - won
+    return result
+
+
+POOLINGS: dict[type[nn.Module], Pooling] = {
+    nn.AvgPool2d: Pooling(_average, _average_backward),
+    nn.MaxPool2d: Pooling(_largest, _largest_backward),
+}
+
+
+class Block:
+    """Convolution, activation and 2×2 pooling; channels-last in between, where PyTorch's convolution is fastest."""
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation, pooling: Pooling) -> None:
+        self.layer, self.activation, self.pooling = conv, activation, pooling
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Saved]:
+        images = values.contiguous(memory_format=torch.channels_last)
+        outputs = self.activation.apply_(self.layer(images))
+        count, channels, height, width = outputs.shape
+        windows = outputs.permute(0, 2, 3, 1).view(count, height // 2, 2, width // 2, 2, channels)
+        pooled = self.pooling.forward(self._taps(windows))
+        return pooled.permute(0, 3, 1, 2).contiguous(), (values, images, windows, pooled)
+
+    def backward(self, saved: Saved, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, images, windows, pooled = saved
+        count, rows, _, columns, _, channels = windows.shape
+        gradient, pooled = (
+            each.reshape(count, rows, 1, columns, 1, channels)
+            for each in (gradient.permute(0, 2, 3, 1).contiguous(), pooled)
+        )
+        outer = self.activation.backward(self.pooling.backward(gradient, pooled, windows, self._taps), windows)
+        outer = outer.reshape(count, 2 * rows, 2 * columns, channels).permute(0, 3, 1, 2)
+        _, weight, bias = _convolution_backward(outer, images, self.layer.weight, 1, self.layer.padding, inner=False)
+        # The gradient of the input comes faster in the standard layout, the copy included.
+        standard = outer.contiguous()
+        inner, _, _ = _convolution_backward(standard, values, self.layer.weight, 1, self.layer.padding, inner=True)
+        return inner, weight, bias
+
+    @staticmethod
+    def _taps(windows: Tensor) -> Sequence[Tensor]:
+        return [value for row in windows.unbind(2) for value in row.unbind(3)]
+
+
+class FirstBlock:
+    """Convolution, activation and 2×2 pooling of images, which themselves need no gradient.
+
+    The four outputs in a pooling window are computed as four channels of one convolution with stride 2, whose kernels
+    hold the layer's own at four places, and zeros. So there are four times as many channels, which fill the
+    processor's registers better than LeNet's six, and pooling adds up whole channels. It takes 36 products instead
+    of 25 for each output, and is faster all the same.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation, pooling: Pooling) -> None:
+        self.layer, self.activation, self.pooling = conv, activation, pooling
+        self._places = _places(conv.weight.shape[2], conv.weight.shape[3])
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Saved]:
+        weight, bias = self.layer.weight, self.layer.bias
+        assert bias is not None
+        channels, inputs, height, width = weight.shape
+        kernels = (weight.reshape(channels * inputs, -1) @ self._places.to(weight)).view(channels, inputs, 4, -1)
+        kernels = kernels.permute(2, 0, 1, 3).reshape(4 * channels, inputs, height + 1, width + 1)
+        outputs = F.conv2d(values, kernels, bias.repeat(4), stride=2, padding=self.layer.padding)
+        windows = self.activation.apply_(outputs).view(len(values), 4, channels, *outputs.shape[2:])
+        pooled = self.pooling.forward(self._taps(windows))
+        return pooled, (values, kernels, windows, pooled)
+
+    def backward(self, saved: Saved, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, kernels, windows, pooled = saved
+        _, channels, *size = gradient.shape
+        each = self.pooling.backward(gradient.contiguous()[:, None], pooled[:, None], windows, self._taps)
+        outer = self.activation.backward(each, windows).reshape(len(values), 4 * channels, *size)
+        inner, weight, bias = _convolution_backward(outer, values, kernels, 2, self.layer.padding, inner=False)
+        at_places = weight.view(4, -1, kernels[0, 0].numel()).transpose(0, 1).flatten(1)
+        own = self.layer.weight
+        return inner, (at_places @ self._places.to(own).T).view_as(own), bias.view(4, channels).sum(0)
+
+    @staticmethod
+    def _taps(windows: Tensor) -> Sequence[Tensor]:
+        return windows.unbind(1)
+
+
+class Linear:
+    """Linear layer and activation; flattens its input."""
+
+    def __init__(self, linear: nn.Linear, activation: Activation) -> None:
+        self.layer, self.activation = linear, activation
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Saved]:
+        outputs = self.activation.apply_(self.layer(values.flatten(1)))
+        return outputs, (values, outputs)
+
+    def backward(self, saved: Saved, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, outputs = saved
+        outer = self.activation.backward(gradient, outputs)
+        return (outer @ self.layer.weight).view_as(values), outer.T @ values.flatten(1), outer.sum(0)
+
+
+def _places(height: int, width: int) -> Tensor:
+    """Where the weights of a kernel stand in the kernels of a window's four outputs, each larger by one row and column.
+
+    Shape: (height·width, 4·(height + 1)·(width + 1)), zeros and ones.
+    """
+    places = torch.zeros(height, width, 2, 2, height + 1, width + 1)
+    for i, j, row, column in product(range(height), range(width), (0, 1), (0, 1)):
+        places[i, j, row, column, i + row, j + column] = 1
+    return places.flatten(2).flatten(0, 1)
+
+
+def _convolution_backward(
+    gradient: Tensor, values: Tensor, weight: Tensor, stride: int, padding: Any, inner: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a convolution's input, or else those of its weight and bias; the others are None."""
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient,
+        values,
+        weight,
+        bias_sizes=[len(weight)],
+        stride=[stride, stride],
+        padding=padding,
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=[inner, not inner, not inner],
+    )
+    return gradients
