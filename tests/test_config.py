@@ -129,6 +129,7 @@ def test_sections_are_plain_and_ready_to_instantiate() -> None:
         "betas": [0.9, 0.999],
         "eps": 1e-8,
         "weight_decay": 0.0,
+        "fused": True,
     }
 
 

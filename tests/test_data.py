@@ -7,7 +7,7 @@ import torch
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
-from lenet.data import Batch, BatchSampler, FashionMNISTDataModule, ImageDataModule, SyntheticDataModule
+from lenet.data import BatchSampler, BlockSampler, FashionMNISTDataModule, ImageDataModule, SyntheticDataModule
 
 
 def synthetic(val_size: int = 20, test_every_epoch: bool = False, seed: int = 0) -> ImageDataModule:
@@ -55,6 +55,30 @@ def test_without_a_seed_the_order_is_the_files() -> None:
     assert indices(BatchSampler(10, 4)) == list(range(10))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 100])
+def test_blocks_hold_the_batches_in_their_order(steps: int) -> None:
+    batches = BatchSampler(100, 32, seed=3)
+    batches.set_epoch(2)
+    sampler = BlockSampler(BatchSampler(100, 32, seed=3), steps)
+    sampler.set_epoch(2)
+    blocks = list(sampler)
+    assert [len(block) for block in blocks[:-1]] == [steps] * (len(sampler) - 1)
+    for ours, expected in zip((share for block in blocks for share in block), batches, strict=True):
+        assert torch.equal(ours.indices, expected.indices)
+        assert ours.total == expected.total
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_block_comes_apart_into_its_batches(rank: int) -> None:
+    data = synthetic()
+    shares = list(BatchSampler(80, 32, seed=0, rank=rank, world_size=2))  # of 16, 32 and 32 images over both
+    everything = data._sets["train"]
+    for batch, share in zip(everything[shares].batches(), shares, strict=True):
+        assert torch.equal(batch.images, everything.images[share.indices] / 255)
+        assert torch.equal(batch.labels, everything.labels[share.indices])
+        assert (batch.total, batch.stage) == (share.total, "train")
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("size", [97, 100])
 def test_devices_share_the_batches_of_one_device(world_size: int, size: int) -> None:
@@ -72,7 +96,7 @@ def test_the_validation_images_are_the_last_of_the_training_file() -> None:
     (val_loader,) = data.val_dataloader()
     (val,) = val_loader
     assert torch.equal(val.images.squeeze(1), everything.images[80:])
-    seen = torch.cat([batch.images.squeeze(1).flatten(1) for batch in data.train_dataloader()])
+    seen = torch.cat([block.images.squeeze(1).flatten(1) for block in data.train_dataloader()])
     held_in = everything.images[:80].flatten(1)
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, held_in.tolist()))
 
@@ -114,9 +138,9 @@ def test_real_batches_equal_torchvisions_pictures_through_totensor(real_root: Pa
     data.prepare_data()
     data.setup()
     loader = data.train_dataloader()
-    batch: Batch = data.on_after_batch_transfer(next(iter(loader)), 0)
-    assert isinstance(loader.sampler, BatchSampler)
-    chosen = next(iter(loader.sampler)).indices.tolist()
+    batch = next(next(iter(loader)).batches())
+    assert isinstance(loader.sampler, BlockSampler)
+    chosen = next(iter(loader.sampler))[0].indices.tolist()
     reference = FashionMNIST(str(real_root), train=True, transform=ToTensor())
     torch.testing.assert_close(batch.images, torch.stack([reference[i][0] for i in chosen]), rtol=0, atol=0)
     assert batch.labels.tolist() == [reference[i][1] for i in chosen]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
 
 from lenet.data import Batch, ImageDataModule, SyntheticDataModule
 from lenet.errors import DivergenceError
@@ -25,6 +27,7 @@ def synthetic(**changes: Any) -> ImageDataModule:
 
 
 def fit(module: Classifier, data: ImageDataModule, folder: Path, **arguments: Any) -> pl.Trainer:
+    resume = arguments.pop("resume", {})
     defaults: dict[str, Any] = {
         "max_epochs": 1,
         "log_every_n_steps": 2,
@@ -37,7 +40,7 @@ def fit(module: Classifier, data: ImageDataModule, folder: Path, **arguments: An
         "default_root_dir": folder,
     }
     trainer = pl.Trainer(**(defaults | arguments))
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, **resume)
     return trainer
 
 
@@ -60,7 +63,7 @@ def test_epoch_means_are_over_all_images_not_over_batches(tmp_path: Path) -> Non
     loaders = {"train": data.train_dataloader()}
     loaders |= dict(zip(("val", "test"), data.val_dataloader(), strict=True))
     for stage, loader in loaders.items():
-        batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+        batches = [batch for block in loader for batch in block.batches()]
         images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
         logits = module(images)
         assert module.metrics[f"{stage}/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
@@ -78,9 +81,9 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     loader = data.train_dataloader()
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        for batch in loader:
+        for batch in (batch for block in loader for batch in block.batches()):
             optimizer.zero_grad()
-            F.cross_entropy(plain(batch.images / 255), batch.labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(plain(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     for name, weights in plain.state_dict().items():
         torch.testing.assert_close(module.net.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
@@ -94,13 +97,11 @@ def test_the_mean_of_the_devices_gradients_is_the_gradient_of_the_whole_batch(sp
 
     class TwoDevices:
         world_size = 2
-        global_step = 0
-        optimizers = (SGD(module.parameters(), lr=0.5),)
 
     module._trainer = TwoDevices()  # type: ignore[assignment]
     parts = zip(torch.split(images, split), torch.split(labels, split), strict=True)
     weights = list(module.parameters())
-    losses = [module.training_step(Batch(i, t, total=64, stage="train"), 0) for i, t in parts]
+    losses = [module.loss(Batch(i, t, total=64, stage="train")) for i, t in parts]
     mean = torch.autograd.grad(sum(losses, torch.tensor(0.0)) / 2, weights)
     whole = torch.autograd.grad(F.cross_entropy(module(images), labels), weights)
     torch.testing.assert_close(mean, whole)
@@ -149,12 +150,6 @@ def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path: Path) -> None:
     assert not witness.saved
 
 
-def test_the_step_is_the_optimizers_when_gradients_accumulate(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step=4))
-    with pytest.raises(DivergenceError, match="at step 2, in epoch 1"):
-        fit(Classifier(net, partial(SGD, lr=0.01)), synthetic(), tmp_path, accumulate_grad_batches=2)
-
-
 def test_an_epoch_that_is_cut_short_reports_the_images_it_saw(tmp_path: Path) -> None:
     module = Classifier(LeNet(), partial(SGD, lr=0.1))
     fit(module, synthetic(), tmp_path, max_steps=3)
@@ -182,10 +177,106 @@ def test_other_precisions_train(precision: str, tmp_path: Path) -> None:
 
 
 def test_the_logged_rate_is_the_one_the_last_step_used(tmp_path: Path) -> None:
-    def halve(optimizer: torch.optim.Optimizer, total_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    def halve(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
         assert total_steps == 8
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
     module = Classifier(LeNet(), partial(SGD, lr=1.0), halve)
     fit(module, synthetic(), tmp_path, max_epochs=2)
     assert module.metrics["lr"] == 0.5**7
+
+
+def halve_every_second_step(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+
+
+def in_blocks(steps: int, folder: Path, **arguments: Any) -> tuple[Classifier, pl.Trainer]:
+    """Train for two epochs of four steps, so many of them in a block, with a schedule."""
+    torch.manual_seed(0)
+    module = Classifier(LeNet(), partial(SGD, lr=0.5), halve_every_second_step)
+    return module, fit(module, synthetic(block_steps=steps), folder, **({"max_epochs": 2} | arguments))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 100])
+def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(steps: int, tmp_path: Path) -> None:
+    (one, single), (other, blocks) = in_blocks(1, tmp_path / "1"), in_blocks(steps, tmp_path / "2")
+    assert blocks.num_training_batches == -(-4 // steps)
+    assert blocks.global_step == single.global_step == 8
+    assert other.metrics == one.metrics
+    assert one.metrics["lr"] == 0.5 * 0.5**3  # three halvings before the last of eight steps
+    for name, weights in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weights)
+
+
+def test_checkpoints_count_optimizer_steps(tmp_path: Path) -> None:
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    in_blocks(3, tmp_path, enable_checkpointing=True, callbacks=[saver])
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=4.ckpt", "step=8.ckpt"}
+    checkpoint = torch.load(tmp_path / "step=8.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 8
+
+
+def test_resuming_after_an_epoch_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    whole, _ = in_blocks(3, tmp_path, enable_checkpointing=True, callbacks=[saver])
+    torch.manual_seed(1)  # other weights, to be replaced
+    resumed = Classifier(LeNet(), partial(SGD, lr=0.5), halve_every_second_step)
+    last = {"ckpt_path": tmp_path / "step=4.ckpt", "weights_only": True}
+    trainer = fit(resumed, synthetic(block_steps=3), tmp_path, max_epochs=2, resume=last)
+    assert trainer.global_step == 8
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weights)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+@pytest.mark.parametrize("limit", [1, 3, 4, 5])
+def test_max_steps_ends_training_within_a_block(steps: int, limit: int, tmp_path: Path) -> None:
+    module, trainer = in_blocks(steps, tmp_path, max_steps=limit)
+    assert trainer.global_step == limit
+    assert module.images_trained == sum([18, 64, 64, 64, 18][:limit])
+
+
+def test_numbers_are_read_at_log_points_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = Tally.read
+
+    def count(self: Tally) -> list[float]:
+        losses = read(self)
+        reads.append(len(losses))
+        return losses
+
+    monkeypatch.setattr(Tally, "read", count)
+    module = Classifier(LeNet(), partial(SGD, lr=0.5))
+    fit(module, synthetic(val_size=0, batch_size=30, block_steps=3), tmp_path, log_every_n_steps=3)  # ten steps
+    assert [steps for steps in reads if steps] == [3, 3, 3, 1]
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Classifier(LeNet(), partial(SGD, lr=1.0), gradient_clip_val=0.25, gradient_clip_algorithm="norm")
+    before = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    fit(module, synthetic(), tmp_path, max_steps=1)
+    after = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_warming_up_leaves_no_trace() -> None:
+    module = Classifier(LeNet(), partial(SGD, lr=0.5))
+    weights, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    module.warm_up(batch_size=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_fused_or_not_the_course_of_training_is_the_same(fuse: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, plain = (Classifier(LeNet(), partial(SGD, lr=0.5), fuse=choice) for choice in (fuse, False))
+    plain.load_state_dict(module.state_dict())
+    for each in (module, plain):
+        fit(each, synthetic(block_steps=4), tmp_path, max_epochs=2)
+    assert (module._fused is not None) == fuse
+    for name, weights in plain.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], weights, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from torch.optim import SGD
 
 from lenet.checkpoints import TimedCheckpointIO, checkpoint_callback
-from lenet.data import Batch, ImageSet, Share, SyntheticDataModule
+from lenet.data import Block, ImageSet, Share, SyntheticDataModule
 from lenet.model import LeNet
 from lenet.module import Classifier
 from lenet.throughput import Stopwatch, Throughput
@@ -57,11 +58,11 @@ def test_pausing_a_stopped_stopwatch_does_not_start_it(clock: FakeTime) -> None:
 class Costs(pl.Callback):
     """Lets time pass in each part of a run."""
 
-    def __init__(self, clock: FakeTime, first_steps: float = 0.0) -> None:
-        self.clock, self.first_steps = clock, first_steps
+    def __init__(self, clock: FakeTime) -> None:
+        self.clock = clock
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.clock.pass_by(1.0 + (self.first_steps if trainer.global_step < 2 else 0))
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.clock.pass_by(1.0)
 
     def on_validation_batch_start(self, *_: Any) -> None:
         self.clock.pass_by(1000)
@@ -72,11 +73,10 @@ def run(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     costs: Costs,
-    warmup_steps: int = 0,
     load: float = 0.0,
 ) -> tuple[Throughput, list[float]]:
     """Two epochs of 4 steps of 64 images, a validation and a checkpoint after each; the rate of each epoch."""
-    throughput = Throughput(warmup_steps)
+    throughput = Throughput()
     save = TimedCheckpointIO.__base__.save_checkpoint  # type: ignore[union-attr]
     fetch = ImageSet.__getitem__
 
@@ -84,9 +84,9 @@ def run(
         clock.pass_by(5000)
         save(self, *args)
 
-    def slow_fetch(self: ImageSet, share: Share) -> Batch:
+    def slow_fetch(self: ImageSet, shares: Sequence[Share]) -> Block:
         clock.pass_by(load if self.stage == "train" else 0)
-        return fetch(self, share)
+        return fetch(self, shares)
 
     monkeypatch.setattr(TimedCheckpointIO.__base__, "save_checkpoint", slow_save)
     monkeypatch.setattr(ImageSet, "__getitem__", slow_fetch)
@@ -128,16 +128,15 @@ def test_loading_counts(clock: FakeTime, tmp_path: Path, monkeypatch: pytest.Mon
     assert rates == [16, 16]
 
 
-def test_the_first_steps_do_not_count_in_the_rate_but_in_the_seconds(
-    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    throughput, rates = run(clock, tmp_path, monkeypatch, Costs(clock, first_steps=100.0), warmup_steps=2)
-    assert rates == [64, 64]
-    assert throughput.stopwatch.seconds == 208
+def test_the_warm_up_does_not_count(clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_up = Classifier.warm_up
 
+    def slow(self: Classifier, batch_size: int) -> None:
+        clock.pass_by(7000)
+        warm_up(self, batch_size)
 
-def test_an_epoch_shorter_than_the_warmup_still_has_a_rate(
-    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, rates = run(clock, tmp_path, monkeypatch, Costs(clock), warmup_steps=4)
+    monkeypatch.setattr(Classifier, "warm_up", slow)
+    throughput, rates = run(clock, tmp_path, monkeypatch, Costs(clock))
     assert rates == [64, 64]
+    assert throughput.stopwatch.seconds == 8
+    assert clock.now > 7000

@@ -83,6 +83,7 @@ class SGD(Factory):
     momentum: Fraction
     weight_decay: NonNegative
     nesterov: bool
+    fused: bool
 
     @model_validator(mode="after")
     def nesterov_needs_momentum(self) -> Self:
@@ -96,6 +97,7 @@ class AdamArguments(Factory):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     eps: Positive
     weight_decay: NonNegative
+    fused: bool
 
 
 class Adam(AdamArguments):
@@ -154,6 +156,7 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "default_root_dir": "hydra.run.dir",
     "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
     "overfit_batches": "another argument: +trainer.limit_train_batches",
+    "accumulate_grad_batches": "data.batch_size: LeNet's batches need little memory",
     "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 
@@ -178,6 +181,7 @@ class Settings(Section):
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     test_every_epoch: bool
+    fuse: bool
     layers: Layers
     model: LeNet
     optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="target")]

@@ -1,13 +1,15 @@
 """The data modules: images held in memory as bytes and batched by indexing tensors.
 
 A DataLoader that fetches picture by picture spends several times longer on a batch than LeNet does. Here a
-sampler yields the indices of a whole batch, and the data set answers with one slice.
+sampler yields the indices of a whole block of batches, and the data set answers with one slice. A block is what
+Lightning takes for a batch: so what Lightning does for each of its batches is done once for many optimizer steps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +34,10 @@ class Share(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One device's part of a batch.
+    """One device's part of what one optimizer step is computed from.
 
     Attributes:
-        images: (N, 1, 28, 28); uint8, and float32 in [0, 1] once on the device.
+        images: (N, 1, 28, 28), float32 in [0, 1].
         labels: (N,) int64.
         total: the number of images in the batch over all devices.
         stage: what they are for: "train", "val" or "test".
@@ -47,8 +49,32 @@ class Batch(NamedTuple):
     stage: str
 
 
-class ImageSet(Dataset[Batch]):
-    """Images (N, 28, 28) uint8 and labels (N,), fetched a batch at a time."""
+class Block(NamedTuple):
+    """One device's part of several batches that follow each other.
+
+    Attributes:
+        images: (M, 1, 28, 28) uint8, those of all batches.
+        labels: (M,) int64.
+        sizes: the number of images in each batch, and over all devices.
+        stage: what they are for: "train", "val" or "test".
+    """
+
+    images: Tensor
+    labels: Tensor
+    sizes: tuple[tuple[int, int], ...]
+    stage: str
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches in their order, on the device where the block is."""
+        own = [size for size, _ in self.sizes]
+        parts = zip(torch.split(self.images, own), torch.split(self.labels, own), self.sizes, strict=True)
+        for images, labels, (_, total) in parts:
+            # Bytes 0–255 become floats in [0, 1] a batch at a time: a whole block of floats would not fit in a cache.
+            yield Batch(images.float().div_(255), labels, total, self.stage)
+
+
+class ImageSet(Dataset[Block]):
+    """Images (N, 28, 28) uint8 and labels (N,), fetched a block at a time."""
 
     def __init__(self, data: Images, stage: str) -> None:
         self.images = data.images.unsqueeze(1)
@@ -58,10 +84,11 @@ class ImageSet(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, share: Share) -> Batch:
+    def __getitem__(self, shares: Sequence[Share]) -> Block:
+        indices = torch.cat([share.indices for share in shares])
         # index_select copies whole images; indexing with [] goes byte by byte, and takes eight times as long.
-        images, labels = (data.index_select(0, share.indices) for data in (self.images, self.labels))
-        return Batch(images, labels, share.total, self.stage)
+        images, labels = (data.index_select(0, indices) for data in (self.images, self.labels))
+        return Block(images, labels, tuple((len(share.indices), share.total) for share in shares), self.stage)
 
 
 class BatchSampler(Sampler[Share]):
@@ -110,6 +137,26 @@ class BatchSampler(Sampler[Share]):
         return torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(self.size))
 
 
+class BlockSampler(Sampler[list[Share]]):
+    """The batches of a BatchSampler, `steps` at a time; the last block of an epoch may have fewer."""
+
+    def __init__(self, batches: BatchSampler, steps: int) -> None:
+        self.batches = batches
+        self.steps = steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.steps)
+
+    def __iter__(self) -> Iterator[list[Share]]:
+        batches = iter(self.batches)
+        while block := list(islice(batches, self.steps)):
+            yield block
+
+
 class ImageDataModule(LightningDataModule, ABC):
     """Training, validation and test batches of 28×28 images in ten classes.
 
@@ -118,6 +165,7 @@ class ImageDataModule(LightningDataModule, ABC):
         val_size: the last so many training images are held out for validation; 0 holds out none.
         seed: of the order of the training images.
         test_every_epoch: make the test images a second validation set.
+        block_steps: how many training batches Lightning gets at a time.
 
     Attributes:
         classes: what the labels 0 to 9 stand for.
@@ -125,12 +173,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     classes: tuple[str, ...]
 
-    def __init__(self, batch_size: int, val_size: int, seed: int = 0, test_every_epoch: bool = False) -> None:
+    def __init__(
+        self, batch_size: int, val_size: int, seed: int = 0, test_every_epoch: bool = False, block_steps: int = 1
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.val_size = val_size
         self.seed = seed
         self.test_every_epoch = test_every_epoch
+        self.block_steps = block_steps
         self._sets: dict[str, ImageSet] = {}
 
     @abstractmethod
@@ -149,26 +200,27 @@ class ImageDataModule(LightningDataModule, ABC):
             "test": ImageSet(test, "test"),
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Block]:
         return self._loader("train", self.batch_size, self.seed)
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[DataLoader[Block]]:
         """What is evaluated after each epoch: the validation images if any are held out, the test images if asked."""
         stages = ["val"] * (self.val_size > 0) + ["test"] * self.test_every_epoch
         return [self._loader(stage, EVALUATION_BATCH_SIZE) for stage in stages]
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Block]:
         return self._loader("test", EVALUATION_BATCH_SIZE)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes 0–255 become floats in [0, 1]: on the device, a whole batch at a time."""
-        return batch._replace(images=batch.images.float().div_(255))
+    def steps_in(self, blocks: int) -> int:
+        """Optimizer steps in so many blocks from an epoch's beginning."""
+        return min(blocks * self.block_steps, -(-len(self._sets["train"]) // self.batch_size))
 
-    def _loader(self, stage: str, batch_size: int, seed: int | None = None) -> DataLoader[Batch]:
+    def _loader(self, stage: str, batch_size: int, seed: int | None = None) -> DataLoader[Block]:
         data = self._sets[stage]
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = BatchSampler(len(data), batch_size, seed, rank, world_size)
-        # batch_size=None: what the sampler yields is an index of a whole batch already.
+        batches = BatchSampler(len(data), batch_size, seed, rank, world_size)
+        sampler = BlockSampler(batches, self.block_steps if stage == "train" else 1)
+        # batch_size=None: what the sampler yields is an index of a whole block already.
         return DataLoader(data, sampler=sampler, batch_size=None)
 
 

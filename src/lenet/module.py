@@ -6,6 +6,7 @@ reading a number waits for the device, and Lightning's own logging on every step
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lenet.data import Batch
+from lenet.data import Batch, Block, ImageDataModule
 from lenet.errors import DivergenceError
+from lenet.fused import fused
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -72,27 +75,51 @@ class Tally:
 class Classifier(pl.LightningModule):
     """Trains a network to classify images, with cross entropy.
 
+    What Lightning takes for a batch is a block of them (see `lenet.data`): the optimizer is stepped here, after each
+    batch, and Lightning's global step, the schedule and the logs count these steps.
+
     Args:
         net: from images (N, 1, 28, 28), float in [0, 1], to logits (N, 10).
         optimizer: makes the optimizer from the parameters.
         scheduler: makes a scheduler, stepped after each optimizer step, from the optimizer and the number of
             steps in the run; None keeps the learning rate.
+        fuse: compute with `lenet.fused` whatever that can compute.
+        gradient_clip_val: as Lightning's Trainer takes it, which leaves it to modules that step the optimizer.
+        gradient_clip_algorithm: the same.
 
     Attributes:
         best_val_acc: the highest val/acc of any epoch; None before the first.
         metrics: the latest value of each tag that was logged, in full precision.
         training_tally: sums over the training images of the epoch so far, as of the last log point.
+        images_trained: in all, over all devices.
+        at_log_point: whether numbers may be read from the device now: each `log_every_n_steps` steps from an epoch's
+            beginning, and at its end.
     """
 
-    def __init__(self, net: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        fuse: bool = True,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         super().__init__()
-        # On the CPU LeNet trains considerably faster with channels last; it must be so for images and weights alike.
-        self.net = net.to(memory_format=torch.channels_last)
+        self.automatic_optimization = False
+        self.net = net
+        self._fused = fused(net) if fuse else None
+        if self._fused is None:
+            self._to_channels_last()
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
         self.best_val_acc: float | None = None
         self.metrics: dict[str, float] = {}
         self.training_tally = Tally()
+        self.images_trained = 0
+        self.at_log_point = False
         self._evaluation_tallies: dict[str, Tally] = {}
         self._unread_steps: list[int] = []
         self._epoch_finished = False
@@ -100,34 +127,84 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28)."""
+        if self._fused is not None and self._fused.fits(images):
+            return self._fused(images)
         # The dtype is another than the images' with +trainer.precision=bf16-true and the like.
         dtype = next(self.net.parameters()).dtype
         logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
         return logits
 
+    def _to_channels_last(self) -> None:
+        # Layer by layer, LeNet trains considerably faster with channels last, in images and weights alike.
+        self.net.to(memory_format=torch.channels_last)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
         optimizer = self.optimizer_factory(self.parameters())
         if self.scheduler_factory is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LRSchedulerConfigType(scheduler=self.scheduler_factory(optimizer, steps), interval="step")
+        schedule = LRSchedulerConfigType(scheduler=self.scheduler_factory(optimizer, self._steps_in_run()))
         return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=schedule)
+
+    def _steps_in_run(self) -> int:
+        """Lightning's own estimate would count blocks."""
+        self.trainer.fit_loop.setup_data()
+        limits = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
+        if self.trainer.max_epochs not in (None, -1):
+            limits.append(self.trainer.max_epochs * steps_per_epoch(self.trainer))
+        return int(min(limits))
+
+    def on_fit_start(self) -> None:
+        if self.device.type != "cpu":  # where nothing is fused
+            self._to_channels_last()
+
+    def warm_up(self, batch_size: int) -> None:
+        """Let libraries set themselves up: two steps on random images, with a copy of the network."""
+        net = copy.deepcopy(self.net)
+        twin = Classifier(net, self.optimizer_factory, fuse=self._fused is not None).to(self.device)
+        # A generator of its own: the run's random numbers stay what they are.
+        images = torch.rand(batch_size, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(self.device)
+        optimizer = self.optimizer_factory(twin.parameters())
+        for _ in range(2):
+            twin(images).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
     def on_train_epoch_start(self) -> None:
         self.training_tally, self._unread_steps, self._epoch_finished = Tally(), [], False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+    def training_step(self, block: Block, batch_idx: int) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert scheduler is None or isinstance(scheduler, LRScheduler)
+        for batch in block.batches():
+            self._lr = optimizer.param_groups[0]["lr"]
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            if self.gradient_clip_val is not None:
+                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            self._unread_steps.append(self.trainer.global_step)
+            self.images_trained += batch.total
+            if self.trainer.global_step == self.trainer.max_steps:
+                break
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.at_log_point = self.trainer.is_last_batch or 0 < every <= len(self._unread_steps)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean cross entropy over the whole batch, of all devices; adds to `training_tally`.
+
+        Lightning averages the gradients of the devices, whose shares may differ in size: so each divides the sum over
+        its own images by the size of the whole batch, and multiplies it by the number of devices.
+        """
         logits = self(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
         self.training_tally.add(loss_sum, logits, batch.labels)
-        self._unread_steps.append(self.trainer.global_step + 1)
-        # The mean over the whole batch. Lightning averages the gradients of all devices, whose shares may differ
-        # in size; multiplied by their number, the average is the gradient of this mean.
         return loss_sum * (self.trainer.world_size / batch.total)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if is_log_point(self.trainer):
+    def on_train_batch_end(self, outputs: Any, batch: Block, batch_idx: int) -> None:
+        if self.at_log_point:
             self.read_training_tally()
 
     def on_train_epoch_end(self) -> None:
@@ -172,11 +249,11 @@ class Classifier(pl.LightningModule):
                 f" optimizer.lr={self.trainer.optimizers[0].defaults['lr']}; try a smaller optimizer.lr"
             )
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch)
+    def validation_step(self, block: Block, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(block)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def test_step(self, block: Block, batch_idx: int) -> None:
+        self._evaluate(block)
 
     def on_validation_epoch_end(self) -> None:
         self._publish_evaluation()
@@ -187,12 +264,16 @@ class Classifier(pl.LightningModule):
     def publish(self, values: dict[str, float]) -> None:
         """Log values that hold for the epoch, and keep them in `metrics`."""
         self.metrics.update(values)
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        # For callbacks, such as the one that keeps the best checkpoint. In the log Lightning would count blocks.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics(values, step=self.trainer.global_step)
 
-    def _evaluate(self, batch: Batch) -> None:
-        logits = self(batch.images)
-        loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
-        self._evaluation_tallies.setdefault(batch.stage, Tally()).add(loss_sum, logits, batch.labels)
+    def _evaluate(self, block: Block) -> None:
+        for batch in block.batches():
+            logits = self(batch.images)
+            loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
+            self._evaluation_tallies.setdefault(batch.stage, Tally()).add(loss_sum, logits, batch.labels)
 
     def _publish_evaluation(self) -> None:
         tallies, self._evaluation_tallies = self._evaluation_tallies, {}
@@ -224,7 +305,8 @@ class Classifier(pl.LightningModule):
         return reduced
 
 
-def is_log_point(trainer: pl.Trainer) -> bool:
-    """Whether numbers may be read from the device now: each `log_every_n_steps` steps and at an epoch's end."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return trainer.is_last_batch or (every > 0 and trainer.global_step % every == 0)
+def steps_per_epoch(trainer: pl.Trainer) -> int:
+    """How often the optimizer is stepped in an epoch."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ImageDataModule)
+    return data.steps_in(int(trainer.num_training_batches))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from lenet.data import Batch
-from lenet.module import Classifier, is_log_point
+from lenet.data import Block
+from lenet.module import Classifier, steps_per_epoch
 from lenet.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -28,13 +27,14 @@ class Progress(pl.Callback):
         self._throughput = throughput
         self._bar: tqdm[Any] | None = None
         self._evaluated = False
+        self._steps_before = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluated = False
         if sys.stdout.isatty() and trainer.is_global_zero:
-            steps = trainer.num_training_batches
+            self._steps_before = trainer.global_step
             self._bar = tqdm(
-                total=None if math.isinf(steps) else int(steps),
+                total=steps_per_epoch(trainer),
                 desc=_epoch(trainer),
                 unit="step",
                 leave=False,
@@ -46,10 +46,10 @@ class Progress(pl.Callback):
             )
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Block, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        if is_log_point(trainer):
+        if pl_module.at_log_point:
             # Read on every device, bar or no bar, as the devices do it together.
             pl_module.read_training_tally()
             if self._bar is not None:
@@ -57,7 +57,7 @@ class Progress(pl.Callback):
                 rate = self._throughput.examples_per_sec
                 speed = f", {rate:,.0f} examples/s" if rate else ""  # nothing to tell just after the warm-up
                 self._bar.set_postfix_str(f"loss {tally.loss:.3f}, acc {tally.acc:.3f}{speed}", refresh=False)
-                self._bar.update(batch_idx + 1 - self._bar.n)
+                self._bar.update(trainer.global_step - self._steps_before - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._evaluated = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -29,10 +28,6 @@ class RunLogger(TensorBoardLogger):
             warnings.simplefilter("ignore", FutureWarning)  # TensorBoard's graph needs torch.jit.trace
             # Each layer as the operation that it is, not as the hundreds of steps in which ours compute it.
             self.experiment.add_graph(as_builtin(net), torch.zeros(1, 1, 28, 28))
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; Lightning's own `epoch` among them, a straight line, is left out."""
-        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
 
     def save(self) -> None:
         """Bring everything to the disk."""

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lenet.data import Batch
+from lenet.data import Block, ImageDataModule
 from lenet.module import Classifier
 
 
@@ -53,20 +53,17 @@ class Stopwatch:
 class Throughput(pl.Callback):
     """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
 
-    The clock includes loading, logging and all of the trainer's own work; it leaves out validation, the writing
-    of checkpoints (see `lenet.checkpoints`) and the first steps, in which libraries set themselves up. It is read
-    at log points alone. (A clock that starts when the batch is at hand, as d2l.ai's does, measures the step only.)
-
-    Args:
-        warmup_steps: steps at the start of training that are left out, if there are more steps than that.
+    The clock includes loading, logging and all of the trainer's own work; it leaves out validation and the writing
+    of checkpoints (see `lenet.checkpoints`). It is read at log points alone. Before it starts, libraries have set
+    themselves up, in steps on random images. (A clock that starts when the batch is at hand, as d2l.ai's does, measures
+    the step only.)
 
     Attributes:
-        stopwatch: seconds of training in all, warm-up included.
+        stopwatch: seconds of training in all.
         images: trained on in all, over all devices.
     """
 
-    def __init__(self, warmup_steps: int = 10) -> None:
-        self.warmup_steps = warmup_steps
+    def __init__(self) -> None:
         self.stopwatch = Stopwatch()
         self.images = 0
         self._last_seconds = 0.0
@@ -74,19 +71,24 @@ class Throughput(pl.Callback):
 
     @property
     def examples_per_sec(self) -> float:
-        """Since the last epoch's end, or the warm-up's if that is later."""
+        """Since the last epoch's end."""
         seconds = self.stopwatch.seconds - self._last_seconds
         return (self.images - self._last_images) / seconds if seconds > 0 else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, Classifier)
+        assert isinstance(data, ImageDataModule)
+        pl_module.warm_up(-(-data.batch_size // trainer.world_size))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Block, batch_idx: int
     ) -> None:
-        self.images += batch.total
-        if trainer.global_step == self.warmup_steps and not trainer.is_last_batch:
-            self._mark(pl_module)
+        assert isinstance(pl_module, Classifier)
+        self.images = pl_module.images_trained
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -102,14 +104,10 @@ class Throughput(pl.Callback):
         pl_module.finish_epoch()
         wait_for_device(pl_module)
         pl_module.publish({"train/examples_per_sec": self.examples_per_sec})
-        self._mark(pl_module)
+        self._last_seconds, self._last_images = self.stopwatch.seconds, self.images
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.stop()
-
-    def _mark(self, pl_module: pl.LightningModule) -> None:
-        wait_for_device(pl_module)
-        self._last_seconds, self._last_images = self.stopwatch.seconds, self.images
 
 
 def wait_for_device(module: pl.LightningModule) -> None:

@@ -51,6 +51,10 @@ TAGS = (
 """Everything that is logged to TensorBoard as a number."""
 
 
+COUNT_BATCHES = {"fast_dev_run", "limit_train_batches", "val_check_interval"}
+"""Arguments of Lightning's Trainer that count what Lightning takes for batches: with them, those are not blocks."""
+
+
 def check(settings: Settings) -> None:
     """Everything that can refuse a run before it has a folder: the device, the trainer's arguments, the data.
 
@@ -116,6 +120,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     logger = RunLogger(folder)
     trainer = _trainer(
         settings,
+        gradient_clip_val=None,  # the classifier steps the optimizer, and clips
+        gradient_clip_algorithm=None,
         logger=logger,
         callbacks=[throughput, Progress(throughput), checkpoint],
         plugins=[TimedCheckpointIO(throughput.stopwatch)],
@@ -153,6 +159,9 @@ def build_data(settings: Settings) -> ImageDataModule:
         settings.section("data"),
         seed=settings.seed,
         test_every_epoch=settings.test_every_epoch,
+        block_steps=1
+        if COUNT_BATCHES & set(settings.trainer.model_extra or {})
+        else settings.trainer.log_every_n_steps,
         _convert_="all",
     )
     return data
@@ -164,7 +173,8 @@ def build_classifier(settings: Settings) -> Classifier:
     xavier_uniform_(net)
     optimizer = instantiate(settings.section("optimizer"), _convert_="all")
     scheduler = instantiate(settings.section("scheduler"), _convert_="all") if settings.scheduler else None
-    return Classifier(net, optimizer, scheduler)
+    clipping = {name: value for name, value in settings.section("trainer").items() if name.startswith("gradient_clip_")}
+    return Classifier(net, optimizer, scheduler, settings.fuse, **clipping)
 
 
 def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
