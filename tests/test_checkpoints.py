@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
 import pytest
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lenet.data import SyntheticDataModule
 from lenet.model import LeNet
-from tests.conftest import Finished
+from tests.conftest import Finished, TrainCommand
 
 
 def test_a_run_leaves_the_last_and_the_best(finished_run: Finished) -> None:
@@ -29,3 +34,20 @@ def test_the_best_weights_reach_the_best_validation_accuracy(finished_run: Finis
     acc = (net(batch.images / 255).argmax(1) == batch.labels).double().mean().item()
     assert acc == finished_run.metrics["best_val_acc"]
     assert acc == pytest.approx(max(value for _, value in finished_run.scalars("val/acc")))
+
+
+def test_checkpoints_are_written_beside_training(train_here: TrainCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers = []
+    save = TorchCheckpointIO.save_checkpoint
+
+    def slow(self: TorchCheckpointIO, *args: Any, **kwargs: Any) -> None:
+        writers.append(threading.current_thread())
+        time.sleep(0.2)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", slow)
+    run = train_here("data=synthetic", "data.train_size=300", "data.val_size=100", "trainer.max_epochs=2")
+    assert len(writers) >= 3
+    assert threading.main_thread() not in writers
+    # All the same the last one is there when the run ends, with the weights as they were then.
+    assert torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2

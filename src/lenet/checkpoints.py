@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-
-from lenet.throughput import Stopwatch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 
 def checkpoint_callback(folder: Path, val_size: int) -> ModelCheckpoint:
@@ -20,13 +18,6 @@ def checkpoint_callback(folder: Path, val_size: int) -> ModelCheckpoint:
     )
 
 
-class TimedCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints as Lightning does, with the stopwatch of training paused."""
-
-    def __init__(self, stopwatch: Stopwatch) -> None:
-        super().__init__()
-        self._stopwatch = stopwatch
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with self._stopwatch.paused():
-            super().save_checkpoint(checkpoint, path, storage_options)
+def in_background() -> AsyncCheckpointIO:
+    """Training waits for a copy of the weights alone; a thread writes it, and has written it when fitting ends."""
+    return AsyncCheckpointIO(TorchCheckpointIO())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,10 +20,6 @@ class Stopwatch:
         self._started: float | None = None
 
     @property
-    def running(self) -> bool:
-        return self._started is not None
-
-    @property
     def seconds(self) -> float:
         """Wall time while it ran, up to now."""
         return self._elapsed + (time.perf_counter() - self._started if self._started is not None else 0.0)
@@ -38,25 +32,13 @@ class Stopwatch:
         self._elapsed = self.seconds
         self._started = None
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Not running inside the with block, and afterwards as before it."""
-        was_running = self.running
-        self.stop()
-        try:
-            yield
-        finally:
-            if was_running:
-                self.start()
-
 
 class Throughput(pl.Callback):
     """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
 
-    The clock includes loading, logging and all of the trainer's own work; it leaves out validation and the writing
-    of checkpoints (see `lenet.checkpoints`). It is read at log points alone. Before it starts, libraries have set
-    themselves up, in steps on random images. (A clock that starts when the batch is at hand, as d2l.ai's does, measures
-    the step only.)
+    The clock includes loading, logging, checkpoints and all of the trainer's own work; it leaves out validation. It is
+    read at log points alone. Before it starts, libraries have set themselves up, in steps on random images. (A clock
+    that starts when the batch is at hand, as d2l.ai's does, measures the step only.)
 
     Attributes:
         stopwatch: seconds of training in all.

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lenet.checkpoints import TimedCheckpointIO, checkpoint_callback
+from lenet.checkpoints import checkpoint_callback, in_background
 from lenet.config import Settings, did_you_mean, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
@@ -124,7 +124,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         gradient_clip_algorithm=None,
         logger=logger,
         callbacks=[throughput, Progress(throughput), checkpoint],
-        plugins=[TimedCheckpointIO(throughput.stopwatch)],
+        plugins=[in_background()],
         default_root_dir=folder,
     )
     if trainer.is_global_zero:
