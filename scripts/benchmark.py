@@ -1,9 +1,9 @@
 """Compare this project with others, or its parts with each other, in turn on this machine.
 
-    python scripts/benchmark.py train     training, against Lightning as most templates use it (lenet.benchmarks.train)
+    python scripts/benchmark.py train     training, against other ways to do it (lenet.benchmarks.train)
     python scripts/benchmark.py layers    our layers, against PyTorch's (lenet.benchmarks.layers)
 
-The report goes to the terminal; it and every figure behind it go to outputs/benchmarks/.
+The report goes to the terminal; it and every figure behind it go to outputs/benchmarks/, of train a plot too.
 """
 
 from __future__ import annotations
@@ -15,42 +15,60 @@ from pathlib import Path
 
 from lenet.benchmarks import layers, train
 from lenet.benchmarks.report import save
-from lenet.cli import compose_settings
 from lenet.errors import UserError
 from lenet.training import check
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be at least 1")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "layers"], help="what to compare")
-    parser.add_argument(
-        "--rounds", type=int, help="how often each contender takes its turn; 5 for train, 15 for layers"
+    commands = parser.add_subparsers(dest="what", required=True, metavar="train|layers")
+    training = commands.add_parser("train", help=train.__doc__.splitlines()[0] if train.__doc__ else None)
+    training.add_argument("--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5")
+    training.add_argument("--epochs", type=at_least_one, default=2, help="of each turn; 2 by default")
+    training.add_argument("--device", choices=["cpu", "gpu", "auto"], default="cpu", help="cpu by default")
+    training.add_argument(
+        "--batch-size",
+        type=at_least_one,
+        nargs="+",
+        default=[256],
+        metavar="SIZE",
+        help="one or several; 256 by default",
     )
-    parser.add_argument("--epochs", type=int, help="in each round of train; 2 by default")
+    of_layers = commands.add_parser("layers", help=layers.__doc__.splitlines()[0] if layers.__doc__ else None)
+    of_layers.add_argument("--rounds", type=at_least_one, default=15, help="15 by default")
     arguments = parser.parse_args()
-    if arguments.what == "layers" and arguments.epochs is not None:
-        parser.error("--epochs is for train")
-    arguments.epochs = 2 if arguments.epochs is None else arguments.epochs
-    rounds = arguments.rounds if arguments.rounds is not None else {"train": 5, "layers": 15}[arguments.what]
-    if min(rounds, arguments.epochs) < 1:
-        parser.error("--rounds and --epochs must be at least 1")
 
     started = time.perf_counter()
+    folder, plot = PROJECT / "outputs" / "benchmarks", None
     if arguments.what == "train":
+        sizes = sorted(set(arguments.batch_size))
+        tasks = [train.Task(PROJECT, arguments.epochs, size, arguments.device) for size in sizes]
         try:
-            check(compose_settings(PROJECT))
+            for task in tasks:
+                check(task.settings)
         except UserError as error:
             sys.exit(f"error: {error}")
-        examples_per_sec = train.compare(PROJECT, rounds, arguments.epochs)
-        report, content = train.report(examples_per_sec), {"examples_per_sec": examples_per_sec}
-        content["epochs"] = arguments.epochs
+        examples_per_sec = train.compare(tasks, arguments.rounds)
+        report, plot = train.report(examples_per_sec), train.plot(examples_per_sec)
+        content = {"examples_per_sec": examples_per_sec, "epochs": arguments.epochs, "device": arguments.device}
     else:
-        figures = layers.compare(rounds)
+        figures = layers.compare(arguments.rounds)
         report, content = layers.report(figures), figures.as_plain()
     print(report)
-    print(f"Every figure: {save(PROJECT / 'outputs' / 'benchmarks', arguments.what, report, content)}")
+    path = save(folder, arguments.what, report, content)
+    print(f"Every figure: {path}")
+    if plot is not None:
+        plot.savefig(path.with_suffix(".png"), dpi=120)
+        print(f"Plot: {path.with_suffix('.png')}")
     print(f"Took {time.perf_counter() - started:.0f} s.")
 
 
