@@ -36,7 +36,7 @@ def assert_refused(run: Finished, *parts: str) -> None:
         ("data.val_size=60000", ["data.val_size=60000", "59999"]),
         ("seed=-1", ["seed=-1", "greater than or equal to 0"]),
         ("device.devices=0", ["device.devices=0", "greater than or equal to 1"]),
-        ("model=lenett", ["model=lenett", "did you mean lenet?", "lenet, lenet_relu"]),
+        ("model=lenett", ["model=lenett", "did you mean lenet?", "lenet, lenet_norm, lenet_relu"]),
         ("optimzer.lr=1", ["optimzer.lr", "did you mean optimizer.lr?"]),
         ("optimzer=sgd", ["optimzer", "did you mean optimizer?"]),
         ("+trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs?"]),

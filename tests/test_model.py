@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lenet.model import LeNet, xavier_uniform_
+from lenet.model import LeNet, NormalizedLeNet, xavier_uniform_
 
 
 def test_each_stage_has_the_published_output_shape() -> None:
@@ -53,6 +53,27 @@ def test_layers_come_from_the_factories() -> None:
     assert kinds.count(OtherConv) == 2
     assert kinds.count(nn.MaxPool2d) == 2
     assert kinds.count(nn.ReLU) == 4
+
+
+def test_normalized_lenet_is_lenet_with_normalisation_before_each_activation() -> None:
+    net = NormalizedLeNet()
+    names = [name for name, _ in net.named_children()]
+    assert [names[names.index(f"norm{number}") + 1] for number in (1, 2, 3, 4)] == ["act1", "act2", "act3", "act4"]
+    shapes = {name: value.shape for name, value in LeNet().named_parameters()}
+    assert {name: value.shape for name, value in net.named_parameters() if "norm" not in name} == shapes
+
+
+@pytest.mark.parametrize(("hidden_norm", "parameters"), [(nn.BatchNorm1d, 62_158), (None, 61_750)])
+def test_normalized_lenet_keeps_within_62_200_parameters(hidden_norm: type[nn.Module] | None, parameters: int) -> None:
+    assert sum(p.numel() for p in NormalizedLeNet(hidden_norm=hidden_norm).parameters()) == parameters
+
+
+def test_normalized_lenet_normalises() -> None:
+    torch.manual_seed(0)
+    net, images = NormalizedLeNet(), 5 + torch.rand(64, 1, 28, 28)
+    values = net.norm1(net.pool1(net.conv1(images)))  # type: ignore[operator]
+    torch.testing.assert_close(values.mean((0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(values.std((0, 2, 3)), torch.ones(6), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,6 +32,13 @@ def test_onecycle_peaks_at_the_optimizers_rate_after_the_warmup_and_ends_near_ze
     assert found.index(max(found)) == pytest.approx(20, abs=1)
     assert found[0] == pytest.approx(0.5 / 25)
     assert found[-1] < 0.5 / 500
+
+
+def test_a_linear_onecycle_goes_up_and_down_in_equal_steps() -> None:
+    found = rates(schedulers.onecycle(optimizer(), 101, warmup_fraction=0.2, shape="linear"), 100)
+    differences = [later - earlier for earlier, later in pairwise(found)]
+    assert differences[:18] == pytest.approx([differences[0]] * 18)
+    assert differences[21:] == pytest.approx([differences[-1]] * 78)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

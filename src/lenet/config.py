@@ -60,7 +60,17 @@ Pooling = Annotated[BuiltinPooling | OwnPooling, Field(discriminator="target")]
 
 
 class Activation(Factory):
-    target: Literal["torch.nn.Sigmoid", "torch.nn.ReLU"] = Field(alias="_target_")
+    target: Literal["torch.nn.Sigmoid", "torch.nn.ReLU", "torch.nn.ELU", "torch.nn.GELU"] = Field(alias="_target_")
+
+
+class Normalization(Factory):
+    target: Literal["torch.nn.BatchNorm2d"] = Field(alias="_target_")
+    momentum: Annotated[float, Field(gt=0, le=1)]
+
+
+class HiddenNormalization(Factory):
+    target: Literal["torch.nn.BatchNorm1d"] = Field(alias="_target_")
+    momentum: Annotated[float, Field(gt=0, le=1)]
 
 
 class Layers(Section):
@@ -75,6 +85,15 @@ class LeNet(Section):
     conv: Convolution
     pool: Pooling
     activation: Activation
+
+
+class NormalizedLeNet(Section):
+    target: Literal["lenet.model.NormalizedLeNet"] = Field(alias="_target_")
+    conv: Convolution
+    pool: Pooling
+    activation: Activation
+    norm: Normalization
+    hidden_norm: HiddenNormalization | None
 
 
 class SGD(Factory):
@@ -116,6 +135,7 @@ class Cosine(Factory):
 class OneCycle(Factory):
     target: Literal["lenet.schedulers.onecycle"] = Field(alias="_target_")
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)]
+    shape: Literal["cos", "linear"]
 
 
 class Device(Section):
@@ -162,10 +182,11 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
 
 
 class Trainer(Section):
-    """Two arguments of Lightning's Trainer with our defaults; the others pass through."""
+    """Three arguments of Lightning's Trainer with our defaults; the others pass through."""
 
     model_config = ConfigDict(extra="allow")
     max_epochs: Count
+    max_steps: Annotated[int, Field(ge=-1)]  # -1 is Lightning's word for no limit
     log_every_n_steps: Count
 
     @model_validator(mode="after")
@@ -183,7 +204,7 @@ class Settings(Section):
     test_every_epoch: bool
     fuse: bool
     layers: Layers
-    model: LeNet
+    model: Annotated[LeNet | NormalizedLeNet, Field(discriminator="target")]
     optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="target")]
     scheduler: Annotated[Cosine | OneCycle, Field(discriminator="target")] | None
     device: Device

@@ -188,9 +188,11 @@ class Classifier(pl.LightningModule):
             self._unread_steps.append(self.trainer.global_step)
             self.images_trained += batch.total
             if self.trainer.global_step == self.trainer.max_steps:
+                self.trainer.should_stop = True  # which also has the validation images evaluated
                 break
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self.at_log_point = self.trainer.is_last_batch or 0 < every <= len(self._unread_steps)
+        ends = self.trainer.is_last_batch or self.trainer.should_stop
+        self.at_log_point = ends or 0 < every <= len(self._unread_steps)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross entropy over the whole batch, of all devices; adds to `training_tally`.
@@ -306,7 +308,7 @@ class Classifier(pl.LightningModule):
 
 
 def steps_per_epoch(trainer: pl.Trainer) -> int:
-    """How often the optimizer is stepped in an epoch."""
+    """How often the optimizer is stepped in an epoch, unless max_steps ends it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, ImageDataModule)
     return data.steps_in(int(trainer.num_training_batches))

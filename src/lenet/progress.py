@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any
 
@@ -33,8 +34,9 @@ class Progress(pl.Callback):
         self._evaluated = False
         if sys.stdout.isatty() and trainer.is_global_zero:
             self._steps_before = trainer.global_step
+            left = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else math.inf
             self._bar = tqdm(
-                total=steps_per_epoch(trainer),
+                total=int(min(steps_per_epoch(trainer), left)),
                 desc=_epoch(trainer),
                 unit="step",
                 leave=False,

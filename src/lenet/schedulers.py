@@ -3,6 +3,8 @@
 Each takes the optimizer, whose learning rate is the highest one reached, and the number of steps in the run.
 """
 
+from typing import Literal
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -15,11 +17,20 @@ def cosine(optimizer: Optimizer, total_steps: int, final_lr: float = 0.0) -> Cos
     return CosineAnnealingLR(optimizer, T_max=total_steps, eta_min=final_lr)
 
 
-def onecycle(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.3) -> OneCycleLR:
+def onecycle(
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.3, shape: Literal["cos", "linear"] = "cos"
+) -> OneCycleLR:
     """Up to the optimizer's learning rate over `warmup_fraction` of the run, then down to almost zero.
 
-    Smith and Topin, "Super-convergence" (2018). The momentum is left as the user set it: SGD without momentum
-    would otherwise silently get one.
+    Either way along half a cosine or a straight line. Smith and Topin, "Super-convergence" (2018). The momentum is left
+    as the user set it: SGD without momentum would otherwise silently get one.
     """
     highest = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, highest, total_steps=total_steps, pct_start=warmup_fraction, cycle_momentum=False)
+    return OneCycleLR(
+        optimizer,
+        highest,
+        total_steps=total_steps,
+        pct_start=warmup_fraction,
+        anneal_strategy=shape,
+        cycle_momentum=False,
+    )
