@@ -66,6 +66,20 @@ def test_single_precision(subtests: pytest.Subtests) -> None:
                 assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
+def test_under_autocast_it_computes_in_half_precision(subtests: pytest.Subtests) -> None:
+    net, labels, images = lenet(), torch.randint(10, (256,)), torch.rand(256, 1, 28, 28)
+    with torch.autocast("cpu"):
+        logits = Fused(net)(images)
+    assert logits.dtype == torch.float32
+    for name, ours, theirs in zip(
+        dict(net.named_parameters()), gradients(logits, labels, net), gradients(net(images), labels, net), strict=True
+    ):
+        with subtests.test(parameter=name):
+            assert ours.dtype == torch.float32
+            difference = (ours - theirs).norm() / theirs.norm()
+            assert 1e-4 < difference < 0.05  # eight bits of each number
+
+
 def test_parameters_replaced_by_a_move_are_found() -> None:
     net = lenet()
     plan = Fused(net)
@@ -109,5 +123,3 @@ def test_what_fits() -> None:
     assert not plan.fits(torch.rand(2, 1, 32, 32))
     assert not plan.fits(torch.rand(2, 1, 28, 28, requires_grad=True))
     assert not plan.fits(torch.empty(2, 1, 28, 28, device="meta"))
-    with torch.autocast("cpu"):
-        assert not plan.fits(images)

@@ -12,11 +12,12 @@ from torch import nn
 from torch.optim import SGD
 
 from lenet import training
+from lenet.cli import compose_settings
 from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.module import Classifier
-from lenet.training import TAGS
-from tests.conftest import Finished, TrainCommand
+from lenet.training import TAGS, build_classifier
+from tests.conftest import PROJECT, Finished, TrainCommand
 from tests.test_module import BreaksAt
 
 SMALL = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=200", "trainer.max_epochs=2")
@@ -145,6 +146,38 @@ def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "+trainer.limit_train_batches=2", "+trainer.gradient_clip_val=1.0")
     # The 1,000 images are batches of 232, 256, 256 and 256.
     assert run.metrics["images"] == 2 * (232 + 256)
+
+
+def test_a_run_in_half_precision(train_here: TrainCommand) -> None:
+    whole, half = (train_here(*SMALL, f"precision={precision}") for precision in ("float32", "bf16"))
+    assert half.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"], rel=1e-2)
+    assert half.metrics["train/loss"] != whole.metrics["train/loss"]
+    assert all(value.dtype == torch.float32 for value in weights(half).values())
+
+
+def test_a_budget_of_steps_ends_with_an_evaluation_and_a_checkpoint(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "trainer.max_steps=3", "trainer.max_epochs=5")
+    assert run.metrics["images"] == 232 + 2 * 256
+    assert [step for step, _ in run.scalars("val/acc")] == [3]
+    names = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt"]
+    assert torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize(("experiment", "most"), [("sprint", 5_000), ("speedrun", 120_000)])
+def test_the_quick_experiments_keep_to_their_images_and_parameters(experiment: str, most: int) -> None:
+    settings = compose_settings(PROJECT, f"experiment={experiment}")
+    data, limit = settings.data, settings.trainer.max_steps
+    steps = settings.trainer.max_epochs * -(-(60_000 - data.val_size) // data.batch_size)
+    assert min(steps, limit if limit != -1 else steps) * data.batch_size <= most
+    assert sum(p.numel() for p in build_classifier(settings).parameters()) <= 62_200
+
+
+def test_the_sprint_on_the_real_images(train_here: TrainCommand, real_root: Path) -> None:
+    # One seed, the accuracy less a few of its standard deviations: a defect costs more.
+    run = train_here("experiment=sprint", f"data.root={real_root}")
+    assert run.metrics["images"] == 150 * 16 - 16 + 8  # what does not fill a batch comes first
+    assert run.metrics["val/acc"] > 0.78
 
 
 def test_a_trial_run_of_one_batch(train_here: TrainCommand) -> None:

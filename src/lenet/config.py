@@ -203,6 +203,7 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     test_every_epoch: bool
     fuse: bool
+    precision: Literal["float32", "bf16"]
     layers: Layers
     model: Annotated[LeNet | NormalizedLeNet, Field(discriminator="target")]
     optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="target")]

@@ -42,22 +42,23 @@ class Tally:
     loss_sum: float = 0.0
     correct: int = 0
     images: int = 0
-    _unread: list[tuple[Tensor, Tensor, int]] = field(default_factory=list)
+    _unread: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in one batch, without waiting for the device: its summed loss (), logits (N, 10), labels (N,)."""
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        self._unread.append((loss_sum.detach(), correct, len(labels)))
+        self._unread.append((loss_sum.detach(), logits.detach(), labels))
 
     def read(self) -> list[float]:
         """Wait for the device and add up; returns the summed loss of each batch since the last call."""
         if not self._unread:
             return []
-        loss_sums, corrects, images = zip(*self._unread, strict=True)
+        # All batches at once: the class that each image was given is not looked for step by step.
+        loss_sums, logits, labels = (list(values) for values in zip(*self._unread, strict=True))
         losses: list[float] = torch.stack(loss_sums).tolist()
+        right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
         self.loss_sum += sum(losses)
-        self.correct += int(torch.stack(corrects).sum())
-        self.images += sum(images)
+        self.correct += int(right.sum())
+        self.images += len(right)
         self._unread.clear()
         return losses
 
@@ -176,8 +177,9 @@ class Classifier(pl.LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert scheduler is None or isinstance(scheduler, LRScheduler)
+        step, last, images = self.trainer.global_step, self.trainer.max_steps, 0
         for batch in block.batches():
-            self._lr = optimizer.param_groups[0]["lr"]
+            lr = optimizer.param_groups[0]["lr"]
             optimizer.zero_grad()
             self.manual_backward(self.loss(batch))
             if self.gradient_clip_val is not None:
@@ -185,11 +187,15 @@ class Classifier(pl.LightningModule):
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-            self._unread_steps.append(self.trainer.global_step)
-            self.images_trained += batch.total
-            if self.trainer.global_step == self.trainer.max_steps:
+            step += 1
+            self._unread_steps.append(step)
+            images += batch.total
+            if step == last:
                 self.trainer.should_stop = True  # which also has the validation images evaluated
                 break
+        # Attributes of a module are set slowly: not at each step.
+        self._lr = lr
+        self.images_trained += images
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         ends = self.trainer.is_last_batch or self.trainer.should_stop
         self.at_log_point = ends or 0 < every <= len(self._unread_steps)

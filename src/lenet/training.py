@@ -183,6 +183,7 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         "enable_model_summary": False,  # lenet.summary says more
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # lenet.data gives each device its share
+        "precision": {"float32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
     }
     device = settings.section("device")
     try:
