@@ -178,7 +178,7 @@ def build_classifier(settings: Settings) -> Classifier:
 
 
 def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
-    defaults = {
+    defaults: dict[str, Any] = {
         "enable_progress_bar": False,  # lenet.progress draws its own
         "enable_model_summary": False,  # lenet.summary says more
         "num_sanity_val_steps": 0,
