@@ -73,6 +73,9 @@ def test_a_model_brings_the_rate_that_suits_it_unless_the_user_says_otherwise(ov
         ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: is set by another argument: +trainer.limit_train"),
         ("trainer=5", "trainer=5: should be a mapping"),
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: should be at least 1, or -1 for no limit"),
+        ("precision=fp8", "precision=fp8: input should be 'float32' or 'bf16'"),
+        ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2: is set by data.batch_size"),
         ("seed=4294967296", "seed=4294967296: input should be less than or equal to 4294967295"),
         ("device.devices=0", "device.devices=0: input should be greater than or equal to 1"),
         ("+optimizer.momentun=0.9", "optimizer.momentun: no such key; did you mean optimizer.momentum?"),
@@ -84,6 +87,25 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(override: str, message
     with pytest.raises(UserError) as caught:
         settings(override)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "smallest"),
+    [
+        (("data.batch_size=27",), "a batch of 1 for 1 device"),
+        (("data.batch_size=8", "device=ddp"), None),
+        (("data.batch_size=2", "device=ddp"), "a batch of 2 for 2 device"),
+        (("data.batch_size=1",), "a batch of 1 for"),
+    ],
+    ids=str,
+)
+def test_batch_normalisation_needs_two_images_on_each_device(overrides: tuple[str, ...], smallest: str | None) -> None:
+    settings("model=lenet", *overrides)
+    if smallest is None:
+        settings("model=lenet_norm", *overrides)
+        return
+    with pytest.raises(UserError, match=rf"^data\.batch_size=\d+: leaves {smallest}"):
+        settings("model=lenet_norm", *overrides)
 
 
 def test_an_unknown_algorithm_is_named_with_the_five_that_exist() -> None:

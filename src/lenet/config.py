@@ -190,6 +190,12 @@ class Trainer(Section):
     log_every_n_steps: Count
 
     @model_validator(mode="after")
+    def there_is_something_to_train(self) -> Self:
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0: should be at least 1, or -1 for no limit")
+        return self
+
+    @model_validator(mode="after")
     def arguments_have_one_owner(self) -> Self:
         for name, value in (self.model_extra or {}).items():
             if name in TRAINER_ARGUMENTS_SET_ELSEWHERE:
@@ -211,6 +217,23 @@ class Settings(Section):
     device: Device
     data: Annotated[FashionMNIST | Synthetic, Field(discriminator="target")]
     trainer: Trainer
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest training batch."""
+        data = self.data
+        images = (60_000 if isinstance(data, FashionMNIST) else data.train_size) - data.val_size
+        return images % data.batch_size or data.batch_size
+
+    @model_validator(mode="after")
+    def batch_normalisation_has_two_images(self) -> Self:
+        normalises = isinstance(self.model, NormalizedLeNet) and self.model.hidden_norm is not None
+        if normalises and self.smallest_batch // self.device.devices < 2:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size}: leaves a batch of {self.smallest_batch} for"
+                f" {self.device.devices} device(s), and batch normalisation needs two images on each; use another size"
+            )
+        return self
 
     def section(self, name: str) -> dict[str, Any]:
         """The section as plain dicts and scalars, `_target_` and all, for `hydra.utils.instantiate`."""
@@ -242,7 +265,7 @@ def _first_mistake(error: ValidationError) -> str:
     message = mistake["msg"][:1].lower() + mistake["msg"][1:]
     match mistake["type"]:
         case "value_error":  # one of the validators above, which name the key themselves
-            return f"{key}.{mistake['ctx']['error']}"
+            return f"{key}.{mistake['ctx']['error']}" if key else str(mistake["ctx"]["error"])
         case "extra_forbidden":
             return no_such_key(key)
         case "missing":
