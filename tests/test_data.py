@@ -68,6 +68,12 @@ def test_blocks_hold_the_batches_in_their_order(steps: int) -> None:
         assert ours.total == expected.total
 
 
+@pytest.mark.parametrize(("rank", "sizes"), [(0, {2, 16}), (1, {1, 16})])
+def test_the_sizes_of_a_devices_batches(rank: int, sizes: set[int]) -> None:
+    sampler = BatchSampler(99, 32, seed=0, rank=rank, world_size=2)
+    assert sampler.own_sizes == sizes == {len(share.indices) for share in sampler}
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_block_comes_apart_into_its_batches(rank: int) -> None:
     data = synthetic()

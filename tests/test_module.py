@@ -264,7 +264,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 def test_warming_up_leaves_no_trace() -> None:
     module = Classifier(LeNet(), partial(SGD, lr=0.5))
     weights, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
-    module.warm_up(batch_size=8)
+    module.warm_up([8, 3])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,9 @@ def test_loading_counts(clock: FakeTime, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_warm_up_does_not_count(clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warm_up = Classifier.warm_up
 
-    def slow(self: Classifier, batch_size: int) -> None:
+    def slow(self: Classifier, batch_sizes: Iterable[int]) -> None:
         clock.pass_by(7000)
-        warm_up(self, batch_size)
+        warm_up(self, batch_sizes)
 
     monkeypatch.setattr(Classifier, "warm_up", slow)
     throughput, rates = run(clock, tmp_path, monkeypatch, Costs(clock))

@@ -125,10 +125,19 @@ class BatchSampler(Sampler[Share]):
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Share]:
-        left_over = self.size % self.batch_size
-        sizes = [left_over] * (left_over > 0) + [self.batch_size] * (self.size // self.batch_size)
-        for batch in torch.split(self._order(), sizes):
+        for batch in torch.split(self._order(), self.sizes):
             yield Share(batch[self.rank :: self.world_size], len(batch))
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of images in each batch, over all devices."""
+        left_over = self.size % self.batch_size
+        return [left_over] * (left_over > 0) + [self.batch_size] * (self.size // self.batch_size)
+
+    @property
+    def own_sizes(self) -> set[int]:
+        """The numbers of images that this device's batches have."""
+        return {len(range(self.rank, size, self.world_size)) for size in self.sizes}
 
     def _order(self) -> Tensor:
         if self.seed is None:

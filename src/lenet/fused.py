@@ -51,7 +51,7 @@ class Fused:
     """
 
     def __init__(self, net: LeNet) -> None:
-        layers = dict(net.named_children())
+        layers: dict[str, Any] = dict(net.named_children())
         activation, pooling = type(layers["act1"]), type(layers["pool1"])
         if activation not in ACTIVATIONS or pooling not in POOLINGS:
             raise ValueError(f"{activation.__name__} and {pooling.__name__} cannot be fused")
@@ -60,14 +60,14 @@ class Fused:
         if str(net) != str(known) or getattr(layers["pool1"], "divisor_override", None) is not None:
             raise ValueError("only a LeNet of PyTorch's own layers, without further arguments, can be fused")
         f, pool = ACTIVATIONS[activation], POOLINGS[pooling]
-        self.net = net
+        self.layers = [layers[name] for name in ("conv1", "conv2", "fc1", "fc2", "fc3")]
         self.stages = (FirstBlock(f, pool), Block(f, pool), Linear(f), Linear(f), Linear(NONE))
 
     def fits(self, images: Tensor) -> bool:
         """Whether the stages are made for these images: 28×28, on the CPU, in single precision, without a gradient."""
         return (
             images.device.type == "cpu"
-            and images.dtype == next(self.net.parameters()).dtype == torch.float32
+            and images.dtype == self.layers[0].weight.dtype == torch.float32
             and images.shape[1:] == (1, 28, 28)
             and not images.requires_grad
         )
@@ -78,7 +78,9 @@ class Fused:
         Under autocast all stages compute in its dtype; the logits, the parameters and their gradients keep theirs.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        logits: Tensor = _Network.apply(images, self.stages, dtype, *self.net.parameters())
+        # Read anew each time: of a network that was moved to another device and back, they are other objects.
+        parameters = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+        logits: Tensor = _Network.apply(images, self.stages, dtype, *parameters)
         return logits
 
 

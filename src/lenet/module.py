@@ -158,14 +158,15 @@ class Classifier(pl.LightningModule):
         if self.device.type != "cpu":  # where nothing is fused
             self._to_channels_last()
 
-    def warm_up(self, batch_size: int) -> None:
-        """Let libraries set themselves up: two steps on random images, with a copy of the network."""
-        net = copy.deepcopy(self.net)
-        twin = Classifier(net, self.optimizer_factory, fuse=self._fused is not None).to(self.device)
-        # A generator of its own: the run's random numbers stay what they are.
-        images = torch.rand(batch_size, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(self.device)
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Let libraries set themselves up: two steps on random images for each size, with a copy of the network."""
+        twin = Classifier(copy.deepcopy(self.net), self.optimizer_factory, fuse=self._fused is not None)
         optimizer = self.optimizer_factory(twin.parameters())
-        for _ in range(2):
+        # A generator of its own: the run's random numbers stay what they are.
+        generator = torch.Generator().manual_seed(0)
+        for size in 2 * list(batch_sizes):
+            # By the number of images, a batch is a problem of its own for the library that convolves.
+            images = torch.rand(size, 1, 28, 28, generator=generator).to(self.device)
             twin(images).sum().backward()
             optimizer.step()
             optimizer.zero_grad()

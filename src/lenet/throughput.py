@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lenet.data import Block, ImageDataModule
+from lenet.data import Block, BlockSampler
 from lenet.module import Classifier
 
 
@@ -58,10 +58,10 @@ class Throughput(pl.Callback):
         return (self.images - self._last_images) / seconds if seconds > 0 else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
         assert isinstance(pl_module, Classifier)
-        assert isinstance(data, ImageDataModule)
-        pl_module.warm_up(-(-data.batch_size // trainer.world_size))
+        assert isinstance(sampler, BlockSampler)
+        pl_module.warm_up(sampler.batches.own_sizes)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.start()

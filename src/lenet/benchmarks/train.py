@@ -90,6 +90,11 @@ class Task:
         gpu = self.device == "gpu" or (self.device == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if gpu else "cpu")
 
+    @property
+    def batch_sizes(self) -> set[int]:
+        """Images in a batch, and in the one that is left over."""
+        return {min(self.batch_size, TRAINED_IMAGES), TRAINED_IMAGES % self.batch_size or self.batch_size}
+
     def pictures(self) -> Subset[tuple[Tensor, int]]:
         """The training images, each made a tensor when it is asked for."""
         data = FashionMNIST(str(self.project / "data"), train=True, transform=ToTensor())
@@ -111,7 +116,7 @@ def own_step(task: Task, folder: Path) -> float:
     data, classifier = build_data(task.settings), build_classifier(task.settings).to(task.torch_device)
     data.setup()
     loader, optimizer = data.train_dataloader(), classifier.optimizer_factory(classifier.parameters())
-    classifier.warm_up(task.batch_size)
+    classifier.warm_up(task.batch_sizes)
     started = time.perf_counter()
     for epoch in range(task.epochs):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -143,8 +148,8 @@ def plain(task: Task, folder: Path, memory_format: torch.memory_format = torch.c
         optimizer.step()
         return loss.detach()
 
-    for _ in range(2):  # to warm up, as ours does
-        step(torch.arange(task.batch_size, device=device))
+    for size in 2 * list(task.batch_sizes):  # to warm up, as ours does
+        step(torch.arange(size, device=device))
     started = time.perf_counter()
     for _ in range(task.epochs):
         order = torch.randperm(TRAINED_IMAGES, device=device)
