@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from lenet.benchmarks import layers, train
+from lenet.benchmarks.contenders import Task
 from lenet.benchmarks.report import save
 from lenet.errors import UserError
 from lenet.training import check
@@ -51,7 +52,7 @@ def main() -> None:
     folder, plot = PROJECT / "outputs" / "benchmarks", None
     if arguments.what == "train":
         sizes = sorted(set(arguments.batch_size))
-        tasks = [train.Task(PROJECT, arguments.epochs, size, arguments.device) for size in sizes]
+        tasks = [Task(PROJECT, arguments.epochs, size, arguments.device) for size in sizes]
         try:
             for task in tasks:
                 check(task.settings)

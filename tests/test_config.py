@@ -75,6 +75,7 @@ def test_a_model_brings_the_rate_that_suits_it_unless_the_user_says_otherwise(ov
         ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
         ("trainer.max_steps=0", "trainer.max_steps=0: should be at least 1, or -1 for no limit"),
         ("precision=fp8", "precision=fp8: input should be 'float32' or 'bf16'"),
+        ("+trainer.precision=64-true", "trainer.precision=64-true: is set by precision=float32 or precision=bf16"),
         ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2: is set by data.batch_size"),
         ("seed=4294967296", "seed=4294967296: input should be less than or equal to 4294967295"),
         ("device.devices=0", "device.devices=0: input should be greater than or equal to 1"),

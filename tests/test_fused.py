@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -93,11 +95,40 @@ def test_the_images_need_not_be_contiguous() -> None:
     torch.testing.assert_close(Fused(net)(images), net(images))
 
 
-def test_a_second_backward_is_refused() -> None:
-    loss = Fused(lenet())(torch.rand(2, 1, 28, 28)).sum()
-    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-    with pytest.raises(RuntimeError, match="backward once"):
+def test_a_graph_that_is_retained_goes_backward_again() -> None:
+    net = lenet()
+    loss = Fused(net)(torch.rand(2, 1, 28, 28)).sum()
+    first, second = (torch.autograd.grad(loss, list(net.parameters()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_parameter_changed_before_the_backward_is_noticed() -> None:
+    net = lenet()
+    loss = Fused(net)(torch.rand(2, 1, 28, 28)).sum()
+    with torch.no_grad():
+        net.get_parameter("fc3.weight").mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_without_a_backward_nothing_is_kept() -> None:
+    images = torch.rand(2, 1, 28, 28)
+    kept = weakref.ref(images)
+    logits = Fused(lenet())(images)
+    del images
+    assert kept() is not None  # for the backward
+    del logits
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_layer_that_is_listened_to_is_called() -> None:
+    net, images = lenet(), torch.rand(2, 1, 28, 28)
+    plan = Fused(net)
+    listener = net[0].register_forward_hook(lambda *_: None)
+    assert not plan.fits(images)
+    listener.remove()
+    assert plan.fits(images)
 
 
 def test_other_networks_are_not_fused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.optim import SGD
 
 from lenet.checkpoints import checkpoint_callback
@@ -123,3 +124,19 @@ def test_the_warm_up_does_not_count(clock: FakeTime, tmp_path: Path, monkeypatch
     assert rates == [64, 64]
     assert throughput.stopwatch.seconds == 8
     assert clock.now > 7000
+
+
+def test_what_training_waits_for_when_a_checkpoint_is_saved_counts(
+    clock: FakeTime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = TorchCheckpointIO.save_checkpoint, []
+
+    def slow_save(self: TorchCheckpointIO, *args: Any, **kwargs: Any) -> None:
+        clock.pass_by(16)
+        saved.append(args)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", slow_save)
+    throughput, _ = run(clock, tmp_path, monkeypatch, Costs(clock))
+    assert len(saved) >= 2
+    assert throughput.stopwatch.seconds == 8 + 16 * len(saved)

@@ -180,6 +180,13 @@ def test_the_sprint_on_the_real_images(train_here: TrainCommand, real_root: Path
     assert run.metrics["val/acc"] > 0.78
 
 
+def test_clipping_reaches_the_classifier_in_any_precision(train_here: TrainCommand) -> None:
+    clipping = ("+trainer.gradient_clip_val=1e-9", "precision=bf16", "trainer.max_epochs=1")
+    start, clipped = (weights(train_here(*SMALL, *clipping, f"optimizer.lr={lr}")) for lr in (1e-30, 0.5))
+    for name, value in start.items():
+        torch.testing.assert_close(clipped[name], value, rtol=0, atol=1e-8)
+
+
 def test_a_trial_run_of_one_batch(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "+trainer.fast_dev_run=true")
     assert run.metrics["images"] == 232

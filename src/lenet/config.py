@@ -172,6 +172,7 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "strategy": "device=ddp or device.strategy",
     "logger": "the program itself: every run logs to TensorBoard in its folder",
     "callbacks": "the program itself",
+    "precision": "precision=float32 or precision=bf16",
     "plugins": "the program itself",
     "default_root_dir": "hydra.run.dir",
     "enable_checkpointing": "the program itself: every run keeps its last and its best weights",

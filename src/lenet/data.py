@@ -55,7 +55,7 @@ class Block(NamedTuple):
     Attributes:
         images: (M, 1, 28, 28) uint8, those of all batches.
         labels: (M,) int64.
-        sizes: the number of images in each batch, and over all devices.
+        sizes: for each batch the number of images here, and over all devices.
         stage: what they are for: "train", "val" or "test".
     """
 

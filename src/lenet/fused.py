@@ -60,16 +60,21 @@ class Fused:
         if str(net) != str(known) or getattr(layers["pool1"], "divisor_override", None) is not None:
             raise ValueError("only a LeNet of PyTorch's own layers, without further arguments, can be fused")
         f, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        self.net = net
         self.layers = [layers[name] for name in ("conv1", "conv2", "fc1", "fc2", "fc3")]
         self.stages = (FirstBlock(f, pool), Block(f, pool), Linear(f), Linear(f), Linear(NONE))
 
     def fits(self, images: Tensor) -> bool:
-        """Whether the stages are made for these images: 28×28, on the CPU, in single precision, without a gradient."""
+        """Whether the stages are made for these images: 28×28, on the CPU, in single precision, without a gradient.
+
+        And whether nobody listens to a layer, which would not be called.
+        """
         return (
             images.device.type == "cpu"
             and images.dtype == self.layers[0].weight.dtype == torch.float32
             and images.shape[1:] == (1, 28, 28)
             and not images.requires_grad
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.net)
         )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -97,20 +102,25 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, stages: Sequence[Stage], dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-        values, ctx.stages, ctx.saved, ctx.dtype = images.to(dtype), stages, [], dtype
+        values, ctx.stages, ctx.dtype, ctx.counts = images.to(dtype), stages, dtype, []
+        kept: list[Tensor] = []
         for stage, weight, bias in zip(stages, parameters[::2], parameters[1::2], strict=True):
             values, saved = stage.forward(values, weight.to(dtype), bias.to(dtype))
-            ctx.saved.append(saved)
+            ctx.counts.append(len(saved))
+            kept += saved
+        # Autograd's own keeping: it lets go of them in time, and notices if one was changed in between.
+        ctx.save_for_backward(*kept)
         return values.to(images.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.saved:
-            raise RuntimeError("a fused network goes backward once: it keeps nothing to do so again")
         dtype, gradient, gradients = gradient.dtype, gradient.to(ctx.dtype), list[Tensor]()
-        for stage in reversed(ctx.stages):
-            gradient, weight, bias = stage.backward(ctx.saved.pop(), gradient)
+        kept = list(ctx.saved_tensors)
+        for stage, count in zip(reversed(ctx.stages), reversed(ctx.counts), strict=True):
+            saved = tuple(kept[-count:])
+            del kept[-count:]
+            gradient, weight, bias = stage.backward(saved, gradient)
             gradients[:0] = weight.to(dtype), bias.to(dtype)
         return None, None, None, *gradients
 
@@ -287,9 +297,9 @@ def _places(height: int, width: int) -> Tensor:
 
 def _convolution_backward(
     gradient: Tensor, values: Tensor, weight: Tensor, stride: Pair, padding: Pair, inner: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Any:
     """The gradients of a convolution's input, or else those of its weight and bias; the others are None."""
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward(
         gradient,
         values,
         weight,
@@ -302,4 +312,3 @@ def _convolution_backward(
         groups=1,
         output_mask=[inner, not inner, not inner],
     )
-    return gradients

@@ -1,15 +1,10 @@
-"""The LightningModule: loss, metrics, optimizer.
-
-Losses and counts of correct answers stay on the device, one number a step, and are read at log points alone:
-reading a number waits for the device, and Lightning's own logging on every step costs more than LeNet's step.
-"""
+"""The LightningModule: loss, metrics, optimizer."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,53 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from lenet.data import Batch, Block, ImageDataModule
 from lenet.errors import DivergenceError
 from lenet.fused import fused
+from lenet.tally import Tally
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-
-
-@dataclass
-class Tally:
-    """Sums over the images added since it was made, as of the last `read`; until then they stay on the device.
-
-    Attributes:
-        loss_sum: of the images' cross entropies.
-        correct: how many images were classified rightly.
-        images: how many there were.
-    """
-
-    loss_sum: float = 0.0
-    correct: int = 0
-    images: int = 0
-    _unread: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    def add(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in one batch, without waiting for the device: its summed loss (), logits (N, 10), labels (N,)."""
-        self._unread.append((loss_sum.detach(), logits.detach(), labels))
-
-    def read(self) -> list[float]:
-        """Wait for the device and add up; returns the summed loss of each batch since the last call."""
-        if not self._unread:
-            return []
-        # All batches at once: the class that each image was given is not looked for step by step.
-        loss_sums, logits, labels = (list(values) for values in zip(*self._unread, strict=True))
-        losses: list[float] = torch.stack(loss_sums).tolist()
-        right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
-        self.loss_sum += sum(losses)
-        self.correct += int(right.sum())
-        self.images += len(right)
-        self._unread.clear()
-        return losses
-
-    @property
-    def loss(self) -> float:
-        """Mean cross entropy of the images read so far."""
-        return self.loss_sum / self.images if self.images else math.nan
-
-    @property
-    def acc(self) -> float:
-        """Share of the images read so far that were classified rightly."""
-        return self.correct / self.images if self.images else math.nan
 
 
 class Classifier(pl.LightningModule):
@@ -130,7 +82,7 @@ class Classifier(pl.LightningModule):
         """Logits (N, 10) of images (N, 1, 28, 28)."""
         if self._fused is not None and self._fused.fits(images):
             return self._fused(images)
-        # The dtype is another than the images' with +trainer.precision=bf16-true and the like.
+        # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
         dtype = next(self.net.parameters()).dtype
         logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
         return logits
@@ -184,7 +136,7 @@ class Classifier(pl.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(self.loss(batch))
             if self.gradient_clip_val is not None:
-                self.clip_gradients(optimizer.optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+                self._clip_gradients(self.gradient_clip_val)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -211,6 +163,13 @@ class Classifier(pl.LightningModule):
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
         self.training_tally.add(loss_sum, logits, batch.labels)
         return loss_sum * (self.trainer.world_size / batch.total)
+
+    def _clip_gradients(self, limit: float) -> None:
+        # Lightning's own refuses fused optimizers in mixed precision, because a scaler of losses may be in use.
+        if self.gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), limit)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     def on_train_batch_end(self, outputs: Any, batch: Block, batch_idx: int) -> None:
         if self.at_log_point:

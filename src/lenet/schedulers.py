@@ -26,11 +26,9 @@ def onecycle(
     as the user set it: SGD without momentum would otherwise silently get one.
     """
     highest = [group["lr"] for group in optimizer.param_groups]
+    points = total_steps + 1  # the last is for what comes after the last step: PyTorch's own would go below zero
+    if warmup_fraction * points == 1:
+        warmup_fraction = 1.5 / points  # a warm-up of one point is a division by zero there
     return OneCycleLR(
-        optimizer,
-        highest,
-        total_steps=total_steps,
-        pct_start=warmup_fraction,
-        anneal_strategy=shape,
-        cycle_momentum=False,
+        optimizer, highest, total_steps=points, pct_start=warmup_fraction, anneal_strategy=shape, cycle_momentum=False
     )

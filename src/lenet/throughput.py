@@ -61,7 +61,8 @@ class Throughput(pl.Callback):
         sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
         assert isinstance(pl_module, Classifier)
         assert isinstance(sampler, BlockSampler)
-        pl_module.warm_up(sampler.batches.own_sizes)
+        with trainer.precision_plugin.forward_context():
+            pl_module.warm_up(sampler.batches.own_sizes)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.start()
@@ -89,6 +90,7 @@ class Throughput(pl.Callback):
         self._last_seconds, self._last_images = self.stopwatch.seconds, self.images
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.strategy.checkpoint_io.teardown()  # returns when the last checkpoint is written
         self.stopwatch.stop()
 
 

@@ -51,7 +51,7 @@ TAGS = (
 """Everything that is logged to TensorBoard as a number."""
 
 
-COUNT_BATCHES = {"fast_dev_run", "limit_train_batches", "val_check_interval"}
+BATCH_COUNTING_ARGUMENTS = {"fast_dev_run", "limit_train_batches", "val_check_interval"}
 """Arguments of Lightning's Trainer that count what Lightning takes for batches: with them, those are not blocks."""
 
 
@@ -149,19 +149,18 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         _write_json(folder / "metrics.json", result)
         loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
         log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
-        log.info("%.1f examples/sec on %s", result["train/examples_per_sec"], result["device"])
+        log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
     return result
 
 
 def build_data(settings: Settings) -> ImageDataModule:
     """The data module of a configuration."""
+    counts_batches = BATCH_COUNTING_ARGUMENTS & set(settings.trainer.model_extra or {})
     data: ImageDataModule = instantiate(
         settings.section("data"),
         seed=settings.seed,
         test_every_epoch=settings.test_every_epoch,
-        block_steps=1
-        if COUNT_BATCHES & set(settings.trainer.model_extra or {})
-        else settings.trainer.log_every_n_steps,
+        block_steps=1 if counts_batches else settings.trainer.log_every_n_steps,
         _convert_="all",
     )
     return data

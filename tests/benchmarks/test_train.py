@@ -9,7 +9,8 @@ from torch.utils.data import Subset
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
-from lenet.benchmarks.train import CONTENDERS, PEAK, Figures, Task, operations_per_image, plot, report
+from lenet.benchmarks.contenders import CONTENDERS, PEAK, Task, operations_per_image
+from lenet.benchmarks.train import Figures, plot, report
 from tests.conftest import PROJECT
 
 
