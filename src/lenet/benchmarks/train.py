@@ -107,12 +107,16 @@ def plot(figures: Figures) -> Figure:
     names = [name for name in CONTENDERS if name != PEAK]
     if len(figures) == 1:
         (contenders,) = figures.values()
-        bars = axes.barh(names[::-1], [statistics.median(contenders[name]) for name in names[::-1]], color="tab:blue")
-        axes.bar_label(bars, fmt="{:,.0f}", padding=12)
+        axes.barh(names[::-1], [statistics.median(contenders[name]) for name in names[::-1]], color="tab:blue")
         for name in names:
             axes.plot(contenders[name], [name] * len(contenders[name]), "k.", markersize=4)
+            median = f"  {statistics.median(contenders[name]):,.0f}"
+            axes.annotate(median, (max(contenders[name]), name), va="center")
         axes.axvline(statistics.median(contenders[PEAK]), color="tab:red", linestyle="--")
-        axes.annotate("limit by matrix products", (statistics.median(contenders[PEAK]), 0), color="tab:red", ha="right")
+        axes.annotate(
+            "limit by matrix products ", (statistics.median(contenders[PEAK]), 0), color="tab:red", ha="right"
+        )
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel(f"examples/s, batches of {next(iter(figures))}")
     else:
         for name in (*names, PEAK):
