@@ -1,9 +1,9 @@
-"""LeNet on the CPU: the same numbers as layer by layer, in fewer and larger operations, its backward written by hand.
+"""LeNet on the CPU: the same results as layer by layer, up to rounding, with a backward written by hand.
 
-Layer by layer, LeNet spends less than half of a training step on arithmetic. The rest goes into average pooling, which
-PyTorch computes value by value, into activations larger than the caches, each written and read again, and into some
-two hundred calls. Here convolution, activation and pooling are one stage, and the whole network is one node of
-autograd. What that gains is measured by `scripts/benchmark.py train`.
+Layer by layer, three tenths of a training step go into average pooling, which PyTorch computes value by value, and
+activations of several megabytes are written and read again and again. Here convolution, activation and pooling are one
+stage, which arranges their values in memory so that each is quick, and the whole network is one node of autograd. What
+that gains is measured by `scripts/benchmark.py train`: compare its `own step` with `plain`.
 
 A stage has a `forward`, which returns its output and what its backward will need, and a `backward`, which returns the
 gradients of its input and of its parameters. Both are what the chain rule says, in the order that suits the machine:
