@@ -23,17 +23,18 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: should be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number of at least 1")
+    return int(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True, metavar="train|layers")
     training = commands.add_parser("train", help=train.__doc__.splitlines()[0] if train.__doc__ else None)
-    training.add_argument("--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5")
+    training.add_argument(
+        "--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5 by default"
+    )
     training.add_argument("--epochs", type=at_least_one, default=2, help="of each turn; 2 by default")
     training.add_argument("--device", choices=["cpu", "gpu", "auto"], default="cpu", help="cpu by default")
     training.add_argument(

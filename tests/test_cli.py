@@ -40,7 +40,7 @@ def assert_refused(run: Finished, *parts: str) -> None:
         ("optimzer.lr=1", ["optimzer.lr", "did you mean optimizer.lr?"]),
         ("optimzer=sgd", ["optimzer", "did you mean optimizer?"]),
         ("+trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs?"]),
-        ("+trainer.precision=half", ["trainer.precision=half", "bf16-mixed"]),
+        ("+trainer.gradient_clip_algorithm=half", ["trainer.gradient_clip_algorithm=half", "norm"]),
         ("lr=0.1", ["lr: no such key", "did you mean optimizer.lr?"]),
         ("epochs=3", ["epochs: no such key", "did you mean trainer.max_epochs?"]),
         ("trainer.gradient_clip_val=1", ["trainer.gradient_clip_val", "+trainer.gradient_clip_val=VALUE"]),

@@ -177,7 +177,7 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "default_root_dir": "hydra.run.dir",
     "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
     "overfit_batches": "another argument: +trainer.limit_train_batches",
-    "accumulate_grad_batches": "data.batch_size: LeNet's batches need little memory",
+    "accumulate_grad_batches": "a larger data.batch_size: LeNet's batches need little memory",
     "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 
@@ -191,9 +191,12 @@ class Trainer(Section):
     log_every_n_steps: Count
 
     @model_validator(mode="after")
-    def there_is_something_to_train(self) -> Self:
+    def limits_leave_something_to_do(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps=0: should be at least 1, or -1 for no limit")
+        limit = (self.model_extra or {}).get("gradient_clip_val")
+        if isinstance(limit, int | float) and limit <= 0:
+            raise ValueError(f"gradient_clip_val={limit}: should be greater than 0")
         return self
 
     @model_validator(mode="after")
