@@ -159,10 +159,14 @@ class Classifier(pl.LightningModule):
         Lightning averages the gradients of the devices, whose shares may differ in size: so each divides the sum over
         its own images by the size of the whole batch, and multiplies it by the number of devices.
         """
+        return self.summed_loss(batch, self.training_tally) * (self.trainer.world_size / batch.total)
+
+    def summed_loss(self, batch: Batch, tally: Tally) -> Tensor:
+        """The cross entropies of a batch's images, summed up (); adds the batch to the tally."""
         logits = self(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
-        self.training_tally.add(loss_sum, logits, batch.labels)
-        return loss_sum * (self.trainer.world_size / batch.total)
+        tally.add(loss_sum, logits, batch.labels)
+        return loss_sum
 
     def _clip_gradients(self, limit: float) -> None:
         # Lightning's own refuses fused optimizers in mixed precision, because a scaler of losses may be in use.
@@ -239,9 +243,7 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, block: Block) -> None:
         for batch in block.batches():
-            logits = self(batch.images)
-            loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
-            self._evaluation_tallies.setdefault(batch.stage, Tally()).add(loss_sum, logits, batch.labels)
+            self.summed_loss(batch, self._evaluation_tallies.setdefault(batch.stage, Tally()))
 
     def _publish_evaluation(self) -> None:
         tallies, self._evaluation_tallies = self._evaluation_tallies, {}

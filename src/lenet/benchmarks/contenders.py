@@ -20,6 +20,7 @@ from torchvision.transforms import ToTensor
 
 from lenet.cli import compose_settings
 from lenet.config import Settings
+from lenet.data import BatchSampler
 from lenet.memory import keep_freed_memory
 from lenet.model import LeNet, xavier_uniform_
 from lenet.summary import multiply_adds, stages
@@ -63,7 +64,7 @@ class Task:
     @property
     def batch_sizes(self) -> set[int]:
         """Images in a batch, and in the one that is left over."""
-        return {min(self.batch_size, TRAINED_IMAGES), TRAINED_IMAGES % self.batch_size or self.batch_size}
+        return BatchSampler(TRAINED_IMAGES, self.batch_size).own_sizes
 
     def pictures(self) -> Subset[tuple[Tensor, int]]:
         """The training images, each made a tensor when it is asked for."""
@@ -93,13 +94,10 @@ def own_step(task: Task, folder: Path) -> float:
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         tally = Tally()
         for block in loader:
-            for batch in block._replace(images=block.images.to(classifier.device)).batches():
+            images, labels = block.images.to(classifier.device), block.labels.to(classifier.device)
+            for batch in block._replace(images=images, labels=labels).batches():
                 optimizer.zero_grad()
-                labels = batch.labels.to(classifier.device)
-                logits = classifier(batch.images)
-                loss_sum = F.cross_entropy(logits, labels, reduction="sum")
-                tally.add(loss_sum, logits, labels)
-                (loss_sum / batch.total).backward()
+                (classifier.summed_loss(batch, tally) / batch.total).backward()
                 optimizer.step()
             tally.read()
     return task.epochs * TRAINED_IMAGES / (time.perf_counter() - started)
