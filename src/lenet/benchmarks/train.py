@@ -80,14 +80,14 @@ def compare(tasks: list[Task], rounds: int) -> Figures:
 
 
 def report(figures: Figures) -> str:
-    """The figures as text: each contender's, and how often this project is faster."""
+    """The figures as text: each contender's, and this project's in relation to it."""
     rounds = len(next(iter(figures.values()))[OURS])
     rows = heading(rounds)
     for batch_size, contenders in figures.items():
         peak = statistics.median(contenders[PEAK]) * operations_per_image() / 1e9
         share = spread(ratios(contenders[OURS], contenders[PEAK]), ".1%")
         rows += [
-            f"batches of {batch_size:<8}{'examples/s':<26}{OURS} is faster by",
+            f"batches of {batch_size:<8}{'examples/s':<26}{OURS} ÷ theirs",
             *(
                 f"  {name:<17}{spread(values, ',.0f'):<26}"
                 + ("" if name == OURS else spread(ratios(contenders[OURS], values), ".2f"))
