@@ -80,7 +80,7 @@ def test_a_block_comes_apart_into_its_batches(rank: int) -> None:
     shares = list(BatchSampler(80, 32, seed=0, rank=rank, world_size=2))  # of 16, 32 and 32 images over both
     everything = data._sets["train"]
     for batch, share in zip(everything[shares].batches(), shares, strict=True):
-        assert torch.equal(batch.images, everything.images[share.indices] / 255)
+        assert torch.equal(batch.images, everything.images[share.indices])
         assert torch.equal(batch.labels, everything.labels[share.indices])
         assert (batch.total, batch.stage) == (share.total, "train")
 
@@ -148,5 +148,5 @@ def test_real_batches_equal_torchvisions_pictures_through_totensor(real_root: Pa
     assert isinstance(loader.sampler, BlockSampler)
     chosen = next(iter(loader.sampler))[0].indices.tolist()
     reference = FashionMNIST(str(real_root), train=True, transform=ToTensor())
-    torch.testing.assert_close(batch.images, torch.stack([reference[i][0] for i in chosen]), rtol=0, atol=0)
+    torch.testing.assert_close(batch.images / 255, torch.stack([reference[i][0] for i in chosen]), rtol=0, atol=0)
     assert batch.labels.tolist() == [reference[i][1] for i in chosen]

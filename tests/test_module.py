@@ -84,7 +84,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for batch in (batch for block in loader for batch in block.batches()):
             optimizer.zero_grad()
-            F.cross_entropy(plain(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(plain(batch.images / 255), batch.labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     for name, weights in plain.state_dict().items():
         torch.testing.assert_close(module.net.state_dict()[name], weights, rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """One device's part of what one optimizer step is computed from.
 
     Attributes:
-        images: (N, 1, 28, 28), float32 in [0, 1].
+        images: (N, 1, 28, 28) uint8.
         labels: (N,) int64.
         total: the number of images in the batch over all devices.
         stage: what they are for: "train", "val" or "test".
@@ -69,8 +69,7 @@ class Block(NamedTuple):
         own = [size for size, _ in self.sizes]
         parts = zip(torch.split(self.images, own), torch.split(self.labels, own), self.sizes, strict=True)
         for images, labels, (_, total) in parts:
-            # Bytes 0–255 become floats in [0, 1] a batch at a time: a whole block of floats would not fit in a cache.
-            yield Batch(images.float().div_(255), labels, total, self.stage)
+            yield Batch(images, labels, total, self.stage)
 
 
 class ImageSet(Dataset[Block]):
@@ -219,6 +218,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader[Block]:
         return self._loader("test", EVALUATION_BATCH_SIZE)
+
+    def transfer_batch_to_device(self, batch: Block, device: torch.device, dataloader_idx: int) -> Block:
+        """Lightning's own looks for tensors in every number of a block."""
+        return batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
 
     def steps_in(self, blocks: int) -> int:
         """Optimizer steps in so many blocks from an epoch's beginning."""
