@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lenet import fused as fused_module
 from lenet import kernels, layers
 from lenet.fused import Fused, fused
 from lenet.model import LeNet, NormalizedLeNet, xavier_uniform_
@@ -83,7 +84,7 @@ def test_running_statistics_are_kept() -> None:
 def test_a_normalisation_never_sees_what_fills_up_a_group() -> None:
     net = normalized()
     plan = Fused(net)
-    odd = torch.rand(plan.kernels.lanes + 1, 1, 28, 28)
+    odd = torch.rand(kernels.load().lanes + 1, 1, 28, 28)
     assert not plan.fits(odd)
     assert plan.fits(odd[1:])
     net.eval()
@@ -95,6 +96,15 @@ def test_bytes_are_images_too() -> None:
     images = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8)
     plan = Fused(lenet())
     assert torch.equal(plan(images), plan(images.float() / 255))
+
+
+def test_a_lenet_is_one_node_of_autograd() -> None:
+    assert len(Fused(lenet()).on_groups) == 1
+    assert Fused(lenet()).on_rows == []
+    different = lenet()
+    different[-1] = nn.Linear(84, 12)
+    assert len(Fused(different).on_rows) == 5
+    assert_same(different, torch.rand(7, 1, 28, 28))
 
 
 def test_parameters_replaced_by_a_move_are_found() -> None:
@@ -127,16 +137,16 @@ def test_a_parameter_changed_before_the_backward_is_noticed() -> None:
 
 
 def test_without_a_backward_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, kept = Fused(lenet()), list[weakref.ref[Tensor]]()
-    pack = plan.kernels.pack
+    compiled, kept = kernels.load(), list[weakref.ref[Tensor]]()
+    pack = compiled.pack
 
     def watched(images: Tensor) -> Tensor:
         groups = pack(images)
         kept.append(weakref.ref(groups))
         return groups
 
-    monkeypatch.setattr(plan.kernels, "pack", watched)
-    logits = plan(torch.rand(2, 1, 28, 28))
+    monkeypatch.setattr(compiled, "pack", watched)
+    logits = Fused(lenet())(torch.rand(2, 1, 28, 28))
     assert kept[0]() is not None  # for the backward
     del logits
     gc.collect()
@@ -193,7 +203,7 @@ def test_without_a_compiler_the_user_hears_of_it(
     def unavailable() -> None:
         raise kernels.UnavailableError("there is no gcc on this machine")
 
-    monkeypatch.setattr(kernels, "load", unavailable)
+    monkeypatch.setattr(fused_module, "load", unavailable)
     with caplog.at_level(logging.WARNING):
         assert fused(lenet()) is None
     assert [record.getMessage() for record in caplog.records] == [

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lenet import kernels
-from lenet.kernels import ACTIVATIONS, POOLINGS, Block, Kernels, UnavailableError
+from lenet.kernels import ACTIVATIONS, BLOCKS, HEAD, POOLINGS, Kernels, UnavailableError
 
 SHAPES = {1: (1, 6, 28, 2), 2: (6, 16, 14, 0)}
 """Of each block: input channels, output channels, height and width, padding."""
 
-BLOCKS = [Block(*kind) for kind in itertools.product(SHAPES, ACTIVATIONS, POOLINGS)]
+Kind = tuple[int, str, str]
+"""Which of the blocks, its activation and its pooling."""
+
+KINDS: list[Kind] = list(itertools.product(SHAPES, ACTIVATIONS, POOLINGS))
 
 
 @pytest.fixture(scope="session", params=[4, 8, 16], ids=lambda lanes: f"{lanes} lanes")
@@ -39,50 +42,84 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def drawn(block: Block, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(number: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, a weight and a bias."""
-    inputs, channels, size, _ = SHAPES[block.number]
+    inputs, channels, size, _ = SHAPES[number]
     generator = torch.Generator().manual_seed(count)
     images = torch.rand(count, inputs, size, size, generator=generator)
     weight, bias = torch.randn(channels, inputs, 5, 5, generator=generator), torch.randn(channels, generator=generator)
     return images, weight / (5 * inputs**0.5), bias
 
 
-def by_layers(block: Block, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def by_layers(kind: Kind, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     activation: dict[str, Any] = {"none": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
     pooling: dict[str, Any] = {"average": F.avg_pool2d, "maximum": F.max_pool2d}
-    values = F.conv2d(images, weight, bias, padding=SHAPES[block.number][-1])
-    result: Tensor = pooling[block.pooling](activation[block.activation](values), 2)
+    values = F.conv2d(images, weight, bias, padding=SHAPES[kind[0]][-1])
+    result: Tensor = pooling[kind[2]](activation[kind[1]](values), 2)
     return result
 
 
+def unpacked(compiled: Kernels, groups: Tensor, count: int) -> Tensor:
+    return compiled.unpack(groups)[:count]
+
+
 def compute(
-    compiled: Kernels, block: Block, images: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor
-) -> list[Tensor | None]:
+    compiled: Kernels, kind: Kind, images: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor
+) -> dict[str, Tensor | None]:
     """The pooled outputs, and the gradients of images, weight and bias."""
     values = compiled.pack(images)
-    outputs, pooled = compiled.forward(block, values, weight, bias)
-    inner, *others = compiled.backward(block, values, weight, outputs, pooled, compiled.pack(gradient))
-    unpacked = [None if each is None else compiled.unpack(each, len(images)) for each in (pooled, inner)]
-    return [*unpacked, *others]
+    outputs, pooled = compiled.block_forward(*kind, values, weight, bias)
+    inner, of_weight, of_bias = compiled.block_backward(*kind, weight, values, outputs, pooled, compiled.pack(gradient))
+    return {
+        "pooled": unpacked(compiled, pooled, len(images)),
+        "images": None if inner is None else unpacked(compiled, inner, len(images)),
+        "weight": of_weight,
+        "bias": of_bias,
+    }
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: "-".join(map(str, block)))
-def test_a_block_is_what_its_layers_are(compiled: Kernels, block: Block, subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_a_block_is_what_its_layers_are(compiled: Kernels, kind: Kind, subtests: pytest.Subtests) -> None:
     for count in (1, 7, 16, 33):
-        parts = drawn(block, count)
+        parts = drawn(kind[0], count)
         exact = [part.double().requires_grad_() for part in parts]
-        pooled = by_layers(block, *exact)
+        pooled = by_layers(kind, *exact)
         gradient = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0))
         expected = [pooled, *torch.autograd.grad(pooled, exact, gradient.double())]
-        names = ("pooled", "images", "weight", "bias")
-        for name, ours, theirs in zip(names, compute(compiled, block, *parts, gradient), expected, strict=True):
+        for (name, ours), theirs in zip(compute(compiled, kind, *parts, gradient).items(), expected, strict=True):
             with subtests.test(images=count, of=name):
-                if name == "images" and block.number == 1:
+                if name == "images" and kind[0] == 1:
                     assert ours is None
                     continue
                 assert ours is not None
                 assert (ours.flatten() - theirs.flatten()).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 600])  # 600 images are more groups than are laid side by side at a time
+def test_the_head_is_what_its_layers_are(compiled: Kernels, activation: str, count: int) -> None:
+    torch.manual_seed(count)
+    sizes = list(itertools.pairwise(HEAD))
+    weights = [torch.randn(after, before) / before**0.5 for before, after in sizes]
+    biases, rows = [torch.randn(after) for _, after in sizes], torch.rand(count, HEAD[0])
+    exact = [part.double().requires_grad_() for part in (rows, *weights, *biases)]
+    function: dict[str, Any] = {"none": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
+    values = exact[0]
+    for layer in range(3):
+        values = F.linear(values, exact[1 + layer], exact[4 + layer])
+        values = function[activation](values) if layer < 2 else values
+    gradient = torch.randn(count, HEAD[-1])
+    expected = torch.autograd.grad(values, exact, gradient.double())
+
+    packed = compiled.pack(rows)
+    *hidden, outputs = compiled.head_forward(activation, packed, weights, biases)
+    inner, of_weights, of_biases = compiled.head_backward(
+        activation, weights, [packed, *hidden], compiled.pack(gradient)
+    )
+    torch.testing.assert_close(unpacked(compiled, outputs, count).double(), values, rtol=1e-5, atol=1e-5)
+    ours = [unpacked(compiled, inner, count), *of_weights, *of_biases]
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max() if count else 0))
 
 
 def test_sigmoid_to_four_units_in_the_last_place(compiled: Kernels) -> None:
@@ -90,10 +127,10 @@ def test_sigmoid_to_four_units_in_the_last_place(compiled: Kernels) -> None:
     # A kernel that looks at one pixel hands the images over as they are.
     weight = torch.zeros(6, 1, 5, 5)
     weight[0, 0, 2, 2] = 1
-    outputs, _ = compiled.forward(
-        Block(1, "sigmoid", "average"), compiled.pack(values.view(80, 1, 28, 28)), weight, torch.zeros(6)
+    outputs, _ = compiled.block_forward(
+        1, "sigmoid", "average", compiled.pack(values.view(80, 1, 28, 28)), weight, torch.zeros(6)
     )
-    ours = compiled.unpack(outputs[:, :1].contiguous(), 80).flatten()
+    ours = unpacked(compiled, outputs[:, :1], 80).flatten()
     exact = torch.sigmoid(values.double())
     spacing = torch.nextafter(exact.float(), torch.tensor(2.0)) - exact.float()
     assert ((ours - exact).abs() / spacing).max() <= 4
@@ -102,37 +139,37 @@ def test_sigmoid_to_four_units_in_the_last_place(compiled: Kernels) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_what_is_no_number_stays_none(compiled: Kernels, activation: str, pooling: str) -> None:
-    block, images = Block(1, activation, pooling), torch.zeros(3, 1, 28, 28)
+    kind, images = (1, activation, pooling), torch.zeros(3, 1, 28, 28)
     images[1, 0, 9, 9] = torch.nan
     weight, bias = torch.ones(6, 1, 5, 5), torch.zeros(6)
-    _, pooled = compiled.forward(block, compiled.pack(images), weight, bias)
-    spoilt = compiled.unpack(pooled, 3).isnan().view(3, 6, 14, 14)
-    assert torch.equal(spoilt, by_layers(block, images, weight, bias).isnan())
+    _, pooled = compiled.block_forward(*kind, compiled.pack(images), weight, bias)
+    spoilt = unpacked(compiled, pooled, 3).isnan().view(3, 6, 14, 14)
+    assert torch.equal(spoilt, by_layers(kind, images, weight, bias).isnan())
     assert spoilt[1].any()
 
 
 def test_huge_numbers_end_where_sigmoid_does(compiled: Kernels) -> None:
     images, weight = torch.full((1, 1, 28, 28), 1e30), torch.zeros(6, 1, 5, 5)
     weight[:, 0, 2, 2] = torch.tensor([1.0, -1, 2, -2, 3, -3])
-    block = Block(1, "sigmoid", "maximum")
-    _, pooled = compiled.forward(block, compiled.pack(images), weight, torch.zeros(6))
-    ours, expected = compiled.unpack(pooled, 1).view(6, 14, 14), by_layers(block, images, weight, torch.zeros(6))[0]
+    kind = (1, "sigmoid", "maximum")
+    _, pooled = compiled.block_forward(*kind, compiled.pack(images), weight, torch.zeros(6))
+    ours, expected = unpacked(compiled, pooled, 1).view(6, 14, 14), by_layers(kind, images, weight, torch.zeros(6))[0]
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-37)
 
 
 def test_of_equal_values_in_a_window_the_first_gets_the_gradient(compiled: Kernels) -> None:
-    block, images = Block(2, "relu", "maximum"), torch.ones(3, 6, 14, 14)
+    kind, images = (2, "relu", "maximum"), torch.ones(3, 6, 14, 14)
     weight, bias, gradient = torch.ones(16, 6, 5, 5), torch.zeros(16), torch.ones(3, 16, 5, 5)
-    _, inner, *_ = compute(compiled, block, images, weight, bias, gradient)
+    inner = compute(compiled, kind, images, weight, bias, gradient)["images"]
     wanted = images.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(by_layers(block, wanted, weight, bias), wanted, gradient)
+    (expected,) = torch.autograd.grad(by_layers(kind, wanted, weight, bias), wanted, gradient)
     assert inner is not None
     torch.testing.assert_close(inner.view_as(expected), expected)
 
 
 def test_bytes_become_what_pytorch_makes_of_them(compiled: Kernels) -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(49).view(16, 784)
-    assert torch.equal(compiled.unpack(compiled.pack(images), 16), images.float() / 255)
+    assert torch.equal(unpacked(compiled, compiled.pack(images), 16), images.float() / 255)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 21])
@@ -140,48 +177,41 @@ def test_what_is_packed_is_unpacked(compiled: Kernels, count: int) -> None:
     images = torch.rand(count, 2, 3)
     groups = compiled.pack(images)
     assert groups.shape == (-(-count // compiled.lanes), 2, 3, compiled.lanes)
-    assert torch.equal(compiled.unpack(groups, count).view_as(images), images)
+    assert torch.equal(unpacked(compiled, groups, count).view_as(images), images)
     assert groups.sum().item() == pytest.approx(images.sum().item())  # the rest is zeros
 
 
-def test_no_images_have_no_gradient(compiled: Kernels) -> None:
-    for number, (inputs, channels, _, _) in SHAPES.items():
-        block = Block(number, "sigmoid", "average")
-        gradient = torch.empty(0, channels, block.pooled_size, block.pooled_size)
-        pooled, _, weight, bias = compute(compiled, block, *drawn(block, 0), gradient)
-        assert pooled is not None
-        assert weight is not None
-        assert bias is not None
-        assert len(pooled) == 0
-        assert weight.shape == (channels, inputs, 5, 5)
-        assert not weight.any()
-        assert not bias.any()
+@pytest.mark.parametrize("number", BLOCKS)
+def test_no_images_have_no_gradient(compiled: Kernels, number: int) -> None:
+    channels, size = BLOCKS[number]
+    computed = compute(
+        compiled, (number, "sigmoid", "average"), *drawn(number, 0), torch.empty(0, channels, size, size)
+    )
+    assert computed["pooled"] is not None
+    assert len(computed["pooled"]) == 0
+    for name in ("weight", "bias"):
+        gradient = computed[name]
+        assert gradient is not None
+        assert not gradient.any()
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_the_same_number_of_threads_gives_the_same_bits(compiled: Kernels) -> None:
-    block = Block(2, "sigmoid", "average")
-    parts, gradient = drawn(block, 100), torch.randn(100, 16, 5, 5)
-    first, again = (compute(compiled, block, *parts, gradient) for _ in range(2))
-    for one, other in zip(first, again, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    kind = (2, "sigmoid", "average")
+    parts, gradient = drawn(2, 100), torch.randn(100, 16, 5, 5)
+    first, again = (compute(compiled, kind, *parts, gradient) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first.values(), again.values(), strict=True))  # type: ignore[arg-type]
     torch.set_num_threads(3)
-    for one, other in zip(first, compute(compiled, block, *parts, gradient), strict=True):
+    for one, other in zip(first.values(), compute(compiled, kind, *parts, gradient).values(), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_memory_that_does_not_begin_where_a_register_can_load_it(compiled: Kernels) -> None:
-    block = Block(2, "sigmoid", "average")
-    images, weight, bias = drawn(block, 5)
+    kind, (images, weight, bias) = (2, "sigmoid", "average"), drawn(2, 5)
     values = compiled.pack(images)
     shifted = torch.empty(values.numel() + 1)[1:].view_as(values).copy_(values)
-    for one, other in zip(
-        compiled.forward(block, shifted, weight, bias), compiled.forward(block, values, weight, bias), strict=True
-    ):
-        assert torch.equal(one, other)
+    pairs = zip(*(compiled.block_forward(*kind, each, weight, bias) for each in (shifted, values)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 class TestLoading:

@@ -1,27 +1,31 @@
-"""LeNet on the CPU with its convolutions compiled: the same results as layer by layer, up to rounding.
+"""LeNet on the CPU as compiled stages: the same results as layer by layer, up to rounding.
 
-Layer by layer, four fifths of a training step go into convolutions with few channels, which PyTorch's library was not
-made for, into activations and poolings, and into moving them through memory. Here convolution, activation and pooling
-are one node of autograd, computed by kernels.c with images side by side in vector registers. All other layers are the
-network's own, called as they are. What that gains is measured by `scripts/benchmark.py train`: compare its `own step`
-with `plain`.
+Layer by layer, most of a training step goes into convolutions of few channels, which PyTorch's library was not made
+for, and into moving activations through memory again and again. Here convolution, activation and pooling are one stage,
+and the linear layers another; kernels.c computes them, with images side by side in vector registers. Stages that follow
+each other are one node of autograd. All other layers, such as normalisations, are the network's own, called as they
+are. What that gains is measured by `scripts/benchmark.py train`: compare its `own step` with `plain`.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lenet import kernels
-from lenet.kernels import Block, Kernels
+from lenet.kernels import HEAD, UnavailableError, load
 
 log = logging.getLogger(__name__)
+
+Tensors = Sequence[Tensor]
 
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 POOLINGS: dict[type[nn.Module], str] = {nn.AvgPool2d: "average", nn.MaxPool2d: "maximum"}
@@ -30,15 +34,90 @@ BETWEEN = (nn.Sigmoid, nn.ReLU, nn.ELU, nn.GELU, nn.BatchNorm2d)
 """What may follow a pooling: layers to which it is all the same whether images lie one after the other."""
 
 
-class Compiled(NamedTuple):
-    """A convolution of the network, and what is computed together with it."""
+class Stage(ABC):
+    """One step through the network, and back."""
 
+    def parameters(self) -> Tensors:
+        """Read anew at each step: of a network that was moved to another device and back, they are other objects."""
+        return ()
+
+    @abstractmethod
+    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
+        """What comes out, and what `backward` will need besides the parameters."""
+
+    @abstractmethod
+    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor | None, Tensors]:
+        """From the gradient of what came out to those of what went in (images need none) and of the parameters."""
+
+
+class Pack(Stage):
+    """Images, bytes or floats, (N, 1, 28, 28), side by side in groups; zeros fill up the last."""
+
+    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
+        return load().pack(values), ()
+
+    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[None, Tensors]:
+        return None, ()
+
+
+class Unpack(Stage):
+    """From groups to images one after the other, each as a row; those that filled up the last group come along."""
+
+    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
+        return load().unpack(values), ()
+
+    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
+        return load().pack(gradient), ()
+
+
+@dataclass(frozen=True)
+class Block(Stage):
+    """LeNet's first or second convolution, with activation and pooling."""
+
+    number: int
     conv: nn.Conv2d
-    block: Block
+    activation: str
+    pooling: str
+
+    def parameters(self) -> Tensors:
+        assert self.conv.bias is not None
+        return self.conv.weight, self.conv.bias
+
+    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
+        outputs, pooled = load().block_forward(self.number, self.activation, self.pooling, values, *parameters)
+        return pooled, (values, outputs, pooled)
+
+    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor | None, Tensors]:
+        values, outputs, pooled = saved
+        inner, *others = load().block_backward(
+            self.number, self.activation, self.pooling, parameters[0], values, outputs, pooled, gradient
+        )
+        return inner, others
+
+
+@dataclass(frozen=True)
+class Head(Stage):
+    """LeNet's three linear layers, with one kind of activation between them."""
+
+    layers: Sequence[nn.Linear]
+    activation: str
+
+    def parameters(self) -> Tensors:
+        return [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
+
+    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
+        weights, biases = parameters[: len(self.layers)], parameters[len(self.layers) :]
+        *hidden, outputs = load().head_forward(self.activation, values, weights, biases)
+        return outputs, (values, *hidden)
+
+    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
+        weights = parameters[: len(self.layers)]
+        inner, of_weights, of_biases = load().head_backward(self.activation, weights, saved, gradient)
+        return inner, (*of_weights, *of_biases)
 
 
 class Fused:
-    """A network whose convolutions, with what follows them up to the pooling, are compiled.
+    """A network whose convolutions, activations and poolings are compiled; if it is a LeNet, its linear layers too.
 
     Args:
         net: begins with the convolutions of a LeNet. Its layers are used where they are, not copied.
@@ -50,8 +129,18 @@ class Fused:
 
     def __init__(self, net: nn.Sequential) -> None:
         self.net = net
-        self.steps, self.rest = _steps(net)
-        self.kernels = kernels.load()
+        layers = deque(net.children())
+        parts: list[Stage | nn.Module] = [Pack()]
+        for number in (1, 2):
+            parts.append(_take_block(number, layers))
+            while layers and type(layers[0]) in BETWEEN and not getattr(layers[0], "inplace", False):
+                parts.append(layers.popleft())
+        if _take(layers, [nn.Flatten()]) is None:
+            raise ValueError(f"{layers[0] if layers else 'nothing'} stands where nn.Flatten() should")
+        parts += [*_take_head(layers), Unpack()]
+        self.on_groups = _chains(parts)
+        self.on_rows = list(layers)
+        load()
 
     def fits(self, images: Tensor) -> bool:
         """Whether the kernels are made for these images: 28×28, on the CPU, in single precision, without a gradient.
@@ -64,99 +153,117 @@ class Fused:
             and images.shape[1:] == (1, 28, 28)
             and not images.requires_grad
             and not torch.is_autocast_enabled("cpu")
+            and next(self.net.parameters()).dtype == torch.float32
             and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.net)
-            and all(step.conv.weight.dtype == torch.float32 for step in self.steps if isinstance(step, Compiled))
-            and (len(images) % self.kernels.lanes == 0 or not self._mixes_images())
+            and (len(images) % load().lanes == 0 or not self._mixes_images())
         )
 
     def _mixes_images(self) -> bool:
         """Whether a normalisation would take what fills up the last group for images."""
-        return any(isinstance(step, nn.BatchNorm2d) and step.training for step in self.steps)
+        return any(isinstance(part, nn.BatchNorm2d) and part.training for part in self.on_groups)
 
     def __call__(self, images: Tensor) -> Tensor:
         """From images (N, 1, 28, 28) to logits (N, 10); differentiable once, with respect to the parameters.
 
         Images are bytes 0–255, or numbers in [0, 1].
         """
-        values = self.kernels.pack(images)
-        for step in self.steps:
-            if isinstance(step, Compiled):
-                values = _Block.apply(values, step.conv.weight, step.conv.bias, step.block, self.kernels)
+        values = images
+        for part in self.on_groups:
+            if isinstance(part, tuple):
+                parameters = [parameter for stage in part for parameter in stage.parameters()]
+                values = _Chain.apply(values, part, *parameters)
             else:  # in four dimensions: groups, channels, pixels, images of a group
-                values = step(values.flatten(2, 3)).view_as(values)
-        features: Tensor = _Unpack.apply(values, len(images), self.kernels)
-        for layer in self.rest:
-            features = layer(features)
-        return features
+                values = part(values.flatten(2, 3)).view_as(values)
+        values = values if len(values) == len(images) else values[: len(images)]
+        for layer in self.on_rows:
+            values = layer(values)
+        return values
 
 
 def fused(net: nn.Module) -> Fused | None:
-    """The network with compiled convolutions, or None if it has none that can be compiled, or the machine cannot."""
+    """The network with compiled stages, or None if it has none that can be compiled, or the machine cannot."""
     if not isinstance(net, nn.Sequential):
         return None
     try:
         return Fused(net)
     except ValueError:
         return None
-    except kernels.UnavailableError as reason:
+    except UnavailableError as reason:
         log.warning("fuse=true: %s; LeNet is computed layer by layer, which takes several times longer", reason)
         return None
 
 
-class _Block(torch.autograd.Function):
-    """A compiled block as one node; of the first, the images get no gradient."""
+class _Chain(torch.autograd.Function):
+    """Stages that follow each other, as one node. The parameters are arguments so that autograd knows of them."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, block: Block, kernels: Kernels) -> Tensor:
-        outputs, pooled = kernels.forward(block, values, weight, bias)
-        ctx.block, ctx.kernels = block, kernels
+    def forward(ctx: Any, values: Tensor, stages: tuple[Stage, ...], *parameters: Tensor) -> Tensor:
+        given, kept, ctx.stages, ctx.shape = iter(parameters), list[Tensor](), [], values.shape
+        for stage in stages:
+            own = tuple(islice(given, len(stage.parameters())))
+            values, saved = stage.forward(values, own)
+            ctx.stages.append((stage, len(saved), len(own)))
+            kept += [*saved, *own]
         # Autograd's own keeping: it lets go of them in time, and notices if one was changed in between.
-        ctx.save_for_backward(values, weight, outputs, pooled)
-        return pooled
+        ctx.save_for_backward(*kept)
+        return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.kernels.backward(ctx.block, *ctx.saved_tensors, gradient), None, None
+        kept, gradients = list(ctx.saved_tensors), list[Tensor]()
+        for stage, saved_count, own_count in reversed(ctx.stages):
+            own = [kept.pop() for _ in range(own_count)][::-1]
+            saved = [kept.pop() for _ in range(saved_count)][::-1]
+            gradient, others = stage.backward(saved, own, gradient)
+            gradients[:0] = others
+        return None if gradient is None else gradient.view(ctx.shape), None, *gradients
 
 
-class _Unpack(torch.autograd.Function):
-    """From groups to images one after the other, each as a row."""
+def _chains(parts: Sequence[Stage | nn.Module]) -> list[tuple[Stage, ...] | nn.Module]:
+    """The same, with stages that follow each other as one."""
+    chains: list[tuple[Stage, ...] | nn.Module] = []
+    for part in parts:
+        if not isinstance(part, Stage):
+            chains.append(part)
+        elif chains and isinstance(chains[-1], tuple):
+            chains[-1] += (part,)
+        else:
+            chains.append((part,))
+    return chains
 
-    @staticmethod
-    def forward(ctx: Any, groups: Tensor, count: int, kernels: Kernels) -> Tensor:
-        ctx.kernels, ctx.shape = kernels, groups.shape
-        return kernels.unpack(groups, count)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.kernels.pack(gradient).view(ctx.shape), None, None
-
-
-def _steps(net: nn.Sequential) -> tuple[list[Compiled | nn.Module], list[nn.Module]]:
-    """A network's layers up to where it flattens its images, convolutions and poolings as compiled blocks; the rest."""
-    layers, steps = deque(net.children()), list[Compiled | nn.Module]()
+def _take_block(number: int, layers: deque[nn.Module]) -> Block:
     with torch.device("meta"):  # without weights, so that no random numbers are drawn
-        convolutions = nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.Conv2d(6, 16, kernel_size=5)
-    for number, convolution in enumerate(convolutions, start=1):
-        conv = _take(layers, [convolution])
-        activation = _take(layers, [kind() for kind in ACTIVATIONS])
-        pooling = _take(layers, [kind(kernel_size=2) for kind in POOLINGS])
-        if conv is None or pooling is None or getattr(pooling, "divisor_override", None) is not None:
-            raise ValueError("only LeNet's convolutions and poolings, of PyTorch's own layers, can be compiled")
-        assert isinstance(conv, nn.Conv2d)
-        name = "none" if activation is None else ACTIVATIONS[type(activation)]
-        steps.append(Compiled(conv, Block(number, name, POOLINGS[type(pooling)])))
-        while layers and type(layers[0]) in BETWEEN and not getattr(layers[0], "inplace", False):
-            steps.append(layers.popleft())
-    if _take(layers, [nn.Flatten()]) is None:
-        raise ValueError(f"{layers[0] if layers else 'nothing'} stands where nn.Flatten() should")
-    return steps, list(layers)
+        wanted = nn.Conv2d(1, 6, kernel_size=5, padding=2) if number == 1 else nn.Conv2d(6, 16, kernel_size=5)
+    conv = _take(layers, [wanted])
+    activation = _take(layers, [kind() for kind in ACTIVATIONS])
+    pooling = _take(layers, [kind(kernel_size=2) for kind in POOLINGS])
+    if conv is None or pooling is None or getattr(pooling, "divisor_override", None) is not None:
+        raise ValueError("only LeNet's convolutions and poolings, of PyTorch's own layers, can be compiled")
+    assert isinstance(conv, nn.Conv2d)
+    name = "none" if activation is None else ACTIVATIONS[type(activation)]
+    return Block(number, conv, name, POOLINGS[type(pooling)])
+
+
+def _take_head(layers: deque[nn.Module]) -> list[Head]:
+    """What follows the flattening, if all of it is LeNet's; else nothing, and the layers stay."""
+    with torch.device("meta"):
+        linear = [nn.Linear(before, after) for before, after in pairwise(HEAD)]
+    for kind, name in ACTIVATIONS.items():
+        wanted = [linear[0], kind(), linear[1], kind(), linear[2]]
+        if len(layers) == len(wanted) and all(_is(layer, each) for layer, each in zip(layers, wanted, strict=True)):
+            taken = [layer for layer in layers if isinstance(layer, nn.Linear)]
+            layers.clear()
+            return [Head(taken, name)]
+    return []
 
 
 def _take(layers: deque[nn.Module], wanted: Sequence[nn.Module]) -> nn.Module | None:
-    """The first of the layers, if it is one of those wanted, arguments and all."""
-    if layers and any(type(layers[0]) is type(each) and repr(layers[0]) == repr(each) for each in wanted):
-        return layers.popleft()
-    return None
+    """The first of the layers, if it is one of those wanted."""
+    return layers.popleft() if layers and any(_is(layers[0], each) for each in wanted) else None
+
+
+def _is(layer: nn.Module, wanted: nn.Module) -> bool:
+    """Whether it is of that kind exactly, arguments and all."""
+    return type(layer) is type(wanted) and repr(layer) == repr(wanted)

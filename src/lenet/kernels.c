@@ -38,6 +38,7 @@ Arrays are dense, the last index running fastest; their shapes stand beside them
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef float four __attribute__((vector_size(16), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
 enum { NONE, SIGMOID, RELU }; /* activations */
@@ -231,6 +232,69 @@ INLINE void backward_group(const lanes *input, const float *weight, const lanes 
   if (!padding) input_gradient(outer, weight, inner, inputs, channels, width); /* the images need none */
 }
 
+/* outputs[a] = bias[a] + the sum over b of matrix[a, b] * inputs[b], for several groups at once; bias may be NULL.
+
+A step by rows along the matrix, (columns, 1), makes it a layer; the other way round, (1, rows), the layer transposed.
+The tile: two outputs of each group. */
+INLINE void product(const float *matrix, long step_a, long step_b, const float *bias, const lanes *inputs,
+                    long input_count, lanes *outputs, long output_count, const int groups) {
+  for (long a = 0; a < output_count; a += 2) {
+    lanes sums[4][2];
+    UNROLL for (int group = 0; group < groups; group++)
+      UNROLL for (int i = 0; i < 2; i++) sums[group][i] = all(bias ? bias[a + i] : 0.f);
+    for (long b = 0; b < input_count; b++)
+      UNROLL for (int i = 0; i < 2; i++) {
+        lanes element = all(matrix[(a + i) * step_a + b * step_b]);
+        UNROLL for (int group = 0; group < groups; group++)
+          sums[group][i] += element * inputs[group * input_count + b];
+      }
+    UNROLL for (int group = 0; group < groups; group++)
+      UNROLL for (int i = 0; i < 2; i++) outputs[group * output_count + a + i] = sums[group][i];
+  }
+}
+
+/* The sum over the images of a group: by fours first, which is an instruction for each four. */
+INLINE float total(lanes values) {
+  const four *parts = (const four *)&values;
+  four sum = parts[0];
+  UNROLL for (int i = 1; i < LANES / 4; i++) sum += parts[i];
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* Up to COLUMNS columns of the gradient of a linear layer's weight. The tile: two rows, four columns.
+
+The columns are first laid side by side for some groups, because in `inputs` they lie pages apart. */
+enum { COLUMNS = 16, SIDE_BY_SIDE = 32 };
+
+INLINE void linear_weight_gradient(const lanes *inputs, long input_count, const lanes *outer, long output_count,
+                                   long first_column, long groups, float *weight) {
+  const long count = input_count - first_column < COLUMNS ? input_count - first_column : COLUMNS;
+  lanes columns[SIDE_BY_SIDE][COLUMNS];
+  for (long first = 0; first == 0 || first < groups; first += SIDE_BY_SIDE) { /* once for no groups, which give zeros */
+    const long there = groups - first < SIDE_BY_SIDE ? groups - first : SIDE_BY_SIDE;
+    for (long group = 0; group < there; group++)
+      memcpy(columns[group], inputs + (first + group) * input_count + first_column, count * sizeof(lanes));
+    for (long row = 0; row < output_count; row += 2)
+      for (long column = 0; column < count; column += 4) {
+        const lanes *rows = outer + first * output_count + row;
+        lanes sums[2][4] = {{{0}}};
+        for (long group = 0; group < there; group++, rows += output_count) {
+          lanes upper = rows[0], lower = rows[1];
+          UNROLL for (int j = 0; j < 4; j++) {
+            lanes value = columns[group][column + j];
+            sums[0][j] += upper * value;
+            sums[1][j] += lower * value;
+          }
+        }
+        UNROLL for (int i = 0; i < 2; i++)
+          UNROLL for (int j = 0; j < 4; j++) {
+            float *to = weight + (row + i) * input_count + first_column + column + j;
+            *to = (first ? *to : 0) + total(sums[i][j]);
+          }
+      }
+  }
+}
+
 /* How many `lanes` there are for one group, or of one sum. */
 typedef struct {
   long input, outputs, pooled, weight, bias, room;
@@ -247,12 +311,6 @@ static sizes sizes_of(long inputs, long channels, long size, long padding) {
 }
 
 static lanes *allocate(long count) { return aligned_alloc(64, (count * sizeof(lanes) + 63) / 64 * 64); }
-
-static float total(lanes values) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; lane++) sum += values[lane];
-  return sum;
-}
 
 /* Below: what lenet.kernels calls. Those that can run out of memory say so by returning 1. */
 
@@ -289,7 +347,7 @@ void unpack(const float *groups, long count, long length, float *images, int thr
       images[image * length + i] = groups[(image / LANES * length + i) * LANES + image % LANES];
 }
 
-int forward(int block, const lanes *input, const float *weight, const float *bias, int activation, int pooling,
+int block_forward(int block, const lanes *input, const float *weight, const float *bias, int activation, int pooling,
             long groups, lanes *outputs, lanes *pooled, int threads) {
   sizes each = block == 1 ? sizes_of(FIRST) : sizes_of(SECOND);
   lanes *rooms = allocate(threads * each.room);
@@ -306,7 +364,7 @@ int forward(int block, const lanes *input, const float *weight, const float *bia
   return 0;
 }
 
-int backward(int block, const lanes *input, const float *weight, const lanes *outputs, const lanes *pooled,
+int block_backward(int block, const lanes *input, const float *weight, const lanes *outputs, const lanes *pooled,
              const lanes *gradient, int activation, int pooling, long groups, lanes *input_gradient,
              float *weight_gradient, float *bias_gradient, int threads) {
   sizes each = block == 1 ? sizes_of(FIRST) : sizes_of(SECOND);
@@ -330,4 +388,65 @@ int backward(int block, const lanes *input, const float *weight, const lanes *ou
   }
   free(all_sums);
   return 0;
+}
+
+/* LeNet's three linear layers, the first two with an activation: numbers before each, and after the last. */
+enum { LAYERS = 3, TOGETHER = 4 /* groups in a tile */ };
+static const long COUNTS[LAYERS + 1] = {400, 120, 84, 10};
+
+/* values[0] is the input; values[1] to values[3] get the outputs, (groups, count, LANES). */
+void head_forward(lanes *const *values, const float *const *weights, const float *const *biases, int activation,
+                  long groups, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long first = 0; first < groups; first += TOGETHER)
+    for (int layer = 0; layer < LAYERS; layer++) {
+      const long before = COUNTS[layer], after = COUNTS[layer + 1];
+      const long there = groups - first < TOGETHER ? groups - first : TOGETHER;
+      const lanes *in = values[layer] + first * before;
+      lanes *out = values[layer + 1] + first * after;
+      if (there == TOGETHER)
+        product(weights[layer], before, 1, biases[layer], in, before, out, after, TOGETHER);
+      else
+        for (long group = 0; group < there; group++)
+          product(weights[layer], before, 1, biases[layer], in + group * before, before, out + group * after, after, 1);
+      if (layer < LAYERS - 1)
+        for (long i = 0; i < there * after; i += 4) activate(activation, out + i, 4);
+    }
+}
+
+/* gradients[3] is that of the outputs; gradients[0] to gradients[2] get those of values[0] to values[2], which for
+values that an activation made is that of what it made them from. */
+void head_backward(lanes *const *gradients, lanes *const *values, const float *const *weights, int activation,
+                   long groups, float *const *weight_gradients, float *const *bias_gradients, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (long first = 0; first < groups; first += TOGETHER)
+      for (int layer = LAYERS - 1; layer >= 0; layer--) {
+        const long before = COUNTS[layer], after = COUNTS[layer + 1];
+        const long there = groups - first < TOGETHER ? groups - first : TOGETHER;
+        const lanes *from = gradients[layer + 1] + first * after, *value = values[layer] + first * before;
+        lanes *to = gradients[layer] + first * before;
+        if (there == TOGETHER)
+          product(weights[layer], 1, before, NULL, from, after, to, before, TOGETHER);
+        else
+          for (long group = 0; group < there; group++)
+            product(weights[layer], 1, before, NULL, from + group * after, after, to + group * before, before, 1);
+        if (layer > 0)
+          for (long i = 0; i < there * before; i++) to[i] = activation_gradient(activation, to[i], value[i]);
+      }
+    for (int layer = 0; layer < LAYERS; layer++) {
+      const long before = COUNTS[layer], after = COUNTS[layer + 1];
+#pragma omp for schedule(static) nowait
+      for (long column = 0; column < before; column += COLUMNS)
+        linear_weight_gradient(values[layer], before, gradients[layer + 1], after, column, groups,
+                               weight_gradients[layer]);
+#pragma omp for schedule(static) nowait
+      for (long row = 0; row < after; row++) {
+        lanes sum = {0};
+        for (long group = 0; group < groups; group++) sum += gradients[layer + 1][group * after + row];
+        bias_gradients[layer][row] = total(sum);
+      }
+    }
+  }
 }

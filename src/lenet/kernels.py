@@ -16,8 +16,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,36 +32,15 @@ ACTIVATIONS = ("none", "sigmoid", "relu")
 POOLINGS = ("average", "maximum")
 """In the order of the enumerations in kernels.c."""
 
+BLOCKS = {1: (6, 14), 2: (16, 5)}
+"""Of LeNet's two blocks: channels, and height and width after the pooling."""
+
+HEAD = (400, 120, 84, 10)
+"""How many numbers an image has before, between and after LeNet's linear layers."""
+
 
 class UnavailableError(Exception):
     """Why the kernels cannot be had on this machine, in one line."""
-
-
-class Block(NamedTuple):
-    """A convolution, an activation and a pooling, as kernels.c knows them.
-
-    Attributes:
-        number: which of LeNet's two.
-        activation: one of ACTIVATIONS.
-        pooling: one of POOLINGS.
-    """
-
-    number: int
-    activation: str
-    pooling: str
-
-    @property
-    def codes(self) -> tuple[int, int]:
-        return ACTIVATIONS.index(self.activation), POOLINGS.index(self.pooling)
-
-    @property
-    def channels(self) -> int:
-        return {1: 6, 2: 16}[self.number]
-
-    @property
-    def pooled_size(self) -> int:
-        """Height and width after the pooling."""
-        return {1: 14, 2: 5}[self.number]
 
 
 class Kernels:
@@ -76,14 +55,20 @@ class Kernels:
 
     def __init__(self, library: Path) -> None:
         functions, pointer, whole, count = ctypes.CDLL(str(library)), ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+        signatures: dict[str, tuple[type[ctypes.c_int] | None, list[type]]] = {
+            "lane_count": (whole, []),
+            "pack": (None, [pointer, whole, count, count, pointer, whole]),
+            "unpack": (None, [pointer, count, count, pointer, whole]),
+            "block_forward": (whole, [whole, *[pointer] * 3, whole, whole, count, pointer, pointer, whole]),
+            "block_backward": (whole, [whole, *[pointer] * 5, whole, whole, count, *[pointer] * 3, whole]),
+            "head_forward": (None, [pointer, pointer, pointer, whole, count, whole]),
+            "head_backward": (None, [pointer, pointer, pointer, whole, count, pointer, pointer, whole]),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(functions, name)
+            function.restype, function.argtypes = result, arguments
+        self._c = functions
         self.lanes: int = functions.lane_count()
-        self._pack, self._unpack = functions.pack, functions.unpack
-        self._forward, self._backward = functions.forward, functions.backward
-        self._pack.argtypes = [pointer, whole, count, count, pointer, whole]
-        self._unpack.argtypes = [pointer, count, count, pointer, whole]
-        self._forward.argtypes = [whole, pointer, pointer, pointer, whole, whole, count, pointer, pointer, whole]
-        self._backward.argtypes = [whole, *[pointer] * 5, whole, whole, count, pointer, pointer, pointer, whole]
-        self._pack.restype = self._unpack.restype = None
 
     def pack(self, images: Tensor) -> Tensor:
         """From images (N, ...), float32 or uint8, to groups (groups, ..., lanes), the last one filled up with zeros.
@@ -94,31 +79,38 @@ class Kernels:
         count, *shape = images.shape
         groups = torch.empty(-(-count // self.lanes), *shape, self.lanes)
         are_bytes, length = images.dtype == torch.uint8, math.prod(shape)
-        self._pack(images.data_ptr(), are_bytes, count, length, groups.data_ptr(), torch.get_num_threads())
+        self._c.pack(images.data_ptr(), are_bytes, count, length, groups.data_ptr(), torch.get_num_threads())
         return groups
 
-    def unpack(self, groups: Tensor, count: int) -> Tensor:
-        """From groups (groups, ..., lanes) back to `count` images, each as a row: (count, numbers in an image)."""
-        groups, length = groups.contiguous(), math.prod(groups.shape[1:-1])
-        images = torch.empty(count, length)
-        self._unpack(groups.data_ptr(), count, length, images.data_ptr(), torch.get_num_threads())
-        return images
+    def unpack(self, groups: Tensor) -> Tensor:
+        """From groups (groups, ..., lanes) to rows (groups·lanes, numbers in an image), one for each image."""
+        groups = groups.contiguous()
+        rows = torch.empty(len(groups) * self.lanes, math.prod(groups.shape[1:-1]))
+        self._c.unpack(groups.data_ptr(), *rows.shape, rows.data_ptr(), torch.get_num_threads())
+        return rows
 
-    def forward(self, block: Block, values: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The activations (groups, channels, height, width, lanes), and what pooling makes of them.
+    def block_forward(
+        self, number: int, activation: str, pooling: str, values: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A block's activations (groups, channels, height, width, lanes), and what pooling makes of them.
+
+        Args:
+            number: 1 or 2, which of LeNet's blocks.
+            activation: one of ACTIVATIONS.
+            pooling: one of POOLINGS.
 
         Raises:
             MemoryError: there is none left.
         """
-        values, weight, bias = _aligned(values), weight.contiguous(), bias.contiguous()
-        groups, size = len(values), block.pooled_size
-        outputs = torch.empty(groups, block.channels, 2 * size, 2 * size, self.lanes)
-        pooled = torch.empty(groups, block.channels, size, size, self.lanes)
-        if self._forward(
-            block.number,
+        (channels, size), values, weight = BLOCKS[number], _aligned(values), weight.contiguous()
+        outputs = torch.empty(len(values), channels, 2 * size, 2 * size, self.lanes)
+        pooled = torch.empty(len(values), channels, size, size, self.lanes)
+        if self._c.block_forward(
+            number,
             *(tensor.data_ptr() for tensor in (values, weight, bias)),
-            *block.codes,
-            groups,
+            ACTIVATIONS.index(activation),
+            POOLINGS.index(pooling),
+            len(values),
             outputs.data_ptr(),
             pooled.data_ptr(),
             torch.get_num_threads(),
@@ -126,8 +118,16 @@ class Kernels:
             raise MemoryError
         return outputs, pooled
 
-    def backward(
-        self, block: Block, values: Tensor, weight: Tensor, outputs: Tensor, pooled: Tensor, gradient: Tensor
+    def block_backward(
+        self,
+        number: int,
+        activation: str,
+        pooling: str,
+        weight: Tensor,
+        values: Tensor,
+        outputs: Tensor,
+        pooled: Tensor,
+        gradient: Tensor,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """From the gradient of `pooled` to those of the values, the weight and the bias.
 
@@ -137,12 +137,13 @@ class Kernels:
             MemoryError: there is none left.
         """
         values, gradient, weight = _aligned(values), _aligned(gradient), weight.contiguous()
-        inner = torch.empty_like(values) if block.number > 1 else None
-        of_weight, of_bias = torch.empty_like(weight), weight.new_empty(block.channels)
-        if self._backward(
-            block.number,
+        inner = torch.empty_like(values) if number > 1 else None
+        of_weight, of_bias = torch.empty_like(weight), weight.new_empty(len(weight))
+        if self._c.block_backward(
+            number,
             *(tensor.data_ptr() for tensor in (values, weight, outputs, pooled, gradient)),
-            *block.codes,
+            ACTIVATIONS.index(activation),
+            POOLINGS.index(pooling),
             len(values),
             None if inner is None else inner.data_ptr(),
             of_weight.data_ptr(),
@@ -151,6 +152,55 @@ class Kernels:
         ):
             raise MemoryError
         return inner, of_weight, of_bias
+
+    def head_forward(
+        self, activation: str, values: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Of LeNet's three linear layers, what comes out of each: (groups, HEAD[1], lanes) and so on.
+
+        Args:
+            activation: one of ACTIVATIONS; follows each but the last.
+            values: what goes into the first, (groups, ..., lanes).
+        """
+        values, groups, weights = _aligned(values), len(values), [weight.contiguous() for weight in weights]
+        outputs = [torch.empty(groups, count, self.lanes) for count in HEAD[1:]]
+        self._c.head_forward(
+            _addresses([values, *outputs]),
+            _addresses(weights),
+            _addresses(biases),
+            ACTIVATIONS.index(activation),
+            groups,
+            torch.get_num_threads(),
+        )
+        return outputs
+
+    def head_backward(
+        self, activation: str, weights: Sequence[Tensor], values: Sequence[Tensor], gradient: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """From the gradient of what comes out of the last layer to those of what goes in, the weights and the biases.
+
+        Args:
+            values: what went into each layer.
+        """
+        gradient, weights = _aligned(gradient), [weight.contiguous() for weight in weights]
+        inner = [torch.empty_like(each) for each in values]
+        of_weights = [torch.empty_like(weight) for weight in weights]
+        of_biases = [weight.new_empty(len(weight)) for weight in weights]
+        self._c.head_backward(
+            _addresses([*inner, gradient]),
+            _addresses(values),
+            _addresses(weights),
+            ACTIVATIONS.index(activation),
+            len(gradient),
+            _addresses(of_weights),
+            _addresses(of_biases),
+            torch.get_num_threads(),
+        )
+        return inner[0], of_weights, of_biases
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _aligned(tensor: Tensor) -> Tensor:
