@@ -140,6 +140,10 @@ class Fused:
         parts += [*_take_head(layers), Unpack()]
         self.on_groups = _chains(parts)
         self.on_rows = list(layers)
+        # Looked at in each step, so kept at hand.
+        self._first = next(part.conv for part in parts if isinstance(part, Block))
+        self._listeners = [hooks for layer in net for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
+        self._norms = [layer for layer in parts if isinstance(layer, nn.BatchNorm2d)]
         load()
 
     def fits(self, images: Tensor) -> bool:
@@ -153,14 +157,11 @@ class Fused:
             and images.shape[1:] == (1, 28, 28)
             and not images.requires_grad
             and not torch.is_autocast_enabled("cpu")
-            and next(self.net.parameters()).dtype == torch.float32
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.net)
-            and (len(images) % load().lanes == 0 or not self._mixes_images())
+            and self._first.weight.dtype == torch.float32
+            and not any(self._listeners)
+            # A normalisation would take what fills up the last group for images.
+            and (len(images) % load().lanes == 0 or not any(norm.training for norm in self._norms))
         )
-
-    def _mixes_images(self) -> bool:
-        """Whether a normalisation would take what fills up the last group for images."""
-        return any(isinstance(part, nn.BatchNorm2d) and part.training for part in self.on_groups)
 
     def __call__(self, images: Tensor) -> Tensor:
         """From images (N, 1, 28, 28) to logits (N, 10); differentiable once, with respect to the parameters.
