@@ -98,13 +98,41 @@ def test_bytes_are_images_too() -> None:
     assert torch.equal(plan(images), plan(images.float() / 255))
 
 
-def test_a_lenet_is_one_node_of_autograd() -> None:
-    assert len(Fused(lenet()).on_groups) == 1
-    assert Fused(lenet()).on_rows == []
+@pytest.mark.parametrize("pool", POOLINGS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda kind: kind.__name__)
+def test_the_training_step_of_a_lenet(pool: type[nn.Module], activation: type[nn.Module]) -> None:
+    net, labels = lenet(pool, activation), torch.randint(10, (37,))
+    images = torch.randint(256, (37, 1, 28, 28), dtype=torch.uint8)
+    exact = copy.deepcopy(net).double()
+    expected = exact(images.double() / 255)
+    plan = Fused(net)
+    for scale in (1 / 37, 1.0):  # the second step replaces what the first left
+        assert plan.trains(images)
+        loss, logits = plan.training_step(images, labels, scale)
+        sum_of_losses = F.cross_entropy(expected, labels, reduction="sum")
+        torch.testing.assert_close(loss.double(), sum_of_losses, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+        theirs = torch.autograd.grad(sum_of_losses * scale, list(exact.parameters()), retain_graph=True)
+        for (name, parameter), gradient in zip(net.named_parameters(), theirs, strict=True):
+            assert parameter.grad is not None
+            assert (parameter.grad - gradient).abs().max() < 2e-5 * gradient.abs().max(), name
+
+
+def test_what_has_no_training_step_of_its_own() -> None:
+    images = torch.rand(64, 1, 28, 28)
     different = lenet()
     different[-1] = nn.Linear(84, 12)
-    assert len(Fused(different).on_rows) == 5
-    assert_same(different, torch.rand(7, 1, 28, 28))
+    mixed = lenet()
+    mixed[4] = nn.ReLU()
+    frozen = lenet()
+    frozen.get_parameter("fc1.bias").requires_grad_(False)
+    for net in (different, mixed, frozen, normalized()):
+        plan = Fused(net)
+        assert plan.fits(images)
+        assert not plan.trains(images)
+        assert_same(net, images) if net is not frozen else None
+    assert Fused(lenet()).trains(images)
+    assert not Fused(lenet()).trains(images.double())
 
 
 def test_parameters_replaced_by_a_move_are_found() -> None:

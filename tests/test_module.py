@@ -272,6 +272,24 @@ def test_warming_up_leaves_no_trace(net: type[nn.Module]) -> None:
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
 
 
+class Listens(pl.Callback):
+    """Has Lightning do all it does around a step."""
+
+    calls = 0
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def test_a_hook_around_each_step_is_called_and_changes_nothing(tmp_path: Path) -> None:
+    listener = Listens()
+    (one, first), (other, second) = in_blocks(3, tmp_path), in_blocks(3, tmp_path, callbacks=[listener])
+    assert listener.calls == 8
+    assert first.global_step == second.global_step == 8
+    for name, weights in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
+
+
 def test_fused_or_not_the_course_of_training_is_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, plain = (Classifier(LeNet(), partial(SGD, lr=0.5), fuse=choice) for choice in (True, False))

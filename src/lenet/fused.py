@@ -1,10 +1,15 @@
-"""LeNet on the CPU as compiled stages: the same results as layer by layer, up to rounding.
+"""LeNet compiled for the CPU: the same results as layer by layer, up to rounding.
 
 Layer by layer, most of a training step goes into convolutions of few channels, which PyTorch's library was not made
-for, and into moving activations through memory again and again. Here convolution, activation and pooling are one stage,
-and the linear layers another; kernels.c computes them, with images side by side in vector registers. Stages that follow
-each other are one node of autograd. All other layers, such as normalisations, are the network's own, called as they
-are. What that gains is measured by `scripts/benchmark.py train`: compare its `own step` with `plain`.
+for, and into moving activations through memory again and again. `lenet.kernels` computes with images side by side in
+vector registers instead, in two ways:
+
+- Convolution, activation and pooling as one stage. Stages that follow each other are one node of autograd; all other
+  layers, such as normalisations, are the network's own, called as they are.
+- A LeNet's whole training step: forward, loss and gradients in one call, without autograd, a few images at a time, so
+  that their activations never leave the processor's cache.
+
+What that gains is measured by `scripts/benchmark.py train`: compare its `own step` with `plain`.
 """
 
 from __future__ import annotations
@@ -14,14 +19,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lenet.kernels import HEAD, UnavailableError, load
+from lenet.kernels import UnavailableError, load
+from lenet.model import LeNet
 
 log = logging.getLogger(__name__)
 
@@ -95,29 +101,8 @@ class Block(Stage):
         return inner, others
 
 
-@dataclass(frozen=True)
-class Head(Stage):
-    """LeNet's three linear layers, with one kind of activation between them."""
-
-    layers: Sequence[nn.Linear]
-    activation: str
-
-    def parameters(self) -> Tensors:
-        return [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
-
-    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
-        weights, biases = parameters[: len(self.layers)], parameters[len(self.layers) :]
-        *hidden, outputs = load().head_forward(self.activation, values, weights, biases)
-        return outputs, (values, *hidden)
-
-    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
-        weights = parameters[: len(self.layers)]
-        inner, of_weights, of_biases = load().head_backward(self.activation, weights, saved, gradient)
-        return inner, (*of_weights, *of_biases)
-
-
 class Fused:
-    """A network whose convolutions, activations and poolings are compiled; if it is a LeNet, its linear layers too.
+    """A network with compiled convolutions, activations and poolings; if it is a LeNet, with a compiled training step.
 
     Args:
         net: begins with the convolutions of a LeNet. Its layers are used where they are, not copied.
@@ -137,9 +122,10 @@ class Fused:
                 parts.append(layers.popleft())
         if _take(layers, [nn.Flatten()]) is None:
             raise ValueError(f"{layers[0] if layers else 'nothing'} stands where nn.Flatten() should")
-        parts += [*_take_head(layers), Unpack()]
+        parts.append(Unpack())
         self.on_groups = _chains(parts)
         self.on_rows = list(layers)
+        self._lenet = _whole_lenet(net)
         # Looked at in each step, so kept at hand.
         self._first = next(part.conv for part in parts if isinstance(part, Block))
         self._listeners = [hooks for layer in net for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
@@ -179,6 +165,26 @@ class Fused:
         for layer in self.on_rows:
             values = layer(values)
         return values
+
+    def trains(self, images: Tensor) -> bool:
+        """Whether `training_step` can be called with these images."""
+        return self._lenet is not None and self.fits(images) and self._lenet.all_are_trained()
+
+    def training_step(self, images: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of `scale` times the summed cross entropies in the parameters, instead of what was there.
+
+        Args:
+            images: (N, 1, 28, 28), bytes 0–255 or numbers in [0, 1].
+            labels: (N,) int64, 0 to 9.
+
+        Returns:
+            The cross entropies summed up, (), and the logits (N, 10), without a graph.
+
+        Raises:
+            IndexError: a label is something else.
+        """
+        assert self._lenet is not None
+        return self._lenet.training_step(images, labels, scale)
 
 
 def fused(net: nn.Module) -> Fused | None:
@@ -221,6 +227,41 @@ class _Chain(torch.autograd.Function):
         return None if gradient is None else gradient.view(ctx.shape), None, *gradients
 
 
+@dataclass(frozen=True)
+class _WholeLeNet:
+    """The layers of a LeNet that have parameters, and the kinds of its others."""
+
+    layers: Sequence[Any]
+    activation: str
+    pooling: str
+
+    def all_are_trained(self) -> bool:
+        return all(layer.weight.requires_grad and layer.bias.requires_grad for layer in self.layers)
+
+    def training_step(self, images: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        weights, biases = [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
+        gradients = [_gradient(parameter) for parameter in (*weights, *biases)]
+        into = gradients[: len(weights)], gradients[len(weights) :]
+        return load().training_step(self.activation, self.pooling, images, labels, scale, weights, biases, *into)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Where a parameter's gradient is to be put."""
+    if parameter.grad is None or not parameter.grad.is_contiguous():
+        parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    return parameter.grad
+
+
+def _whole_lenet(net: nn.Sequential) -> _WholeLeNet | None:
+    layers = list(net)
+    for (activation, its_name), (pooling, name) in product(ACTIVATIONS.items(), POOLINGS.items()):
+        with torch.device("meta"):
+            known = list(LeNet(nn.Conv2d, pooling, activation))
+        if len(layers) == len(known) and all(map(_is, layers, known)):
+            return _WholeLeNet([layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)], its_name, name)
+    return None
+
+
 def _chains(parts: Sequence[Stage | nn.Module]) -> list[tuple[Stage, ...] | nn.Module]:
     """The same, with stages that follow each other as one."""
     chains: list[tuple[Stage, ...] | nn.Module] = []
@@ -245,19 +286,6 @@ def _take_block(number: int, layers: deque[nn.Module]) -> Block:
     assert isinstance(conv, nn.Conv2d)
     name = "none" if activation is None else ACTIVATIONS[type(activation)]
     return Block(number, conv, name, POOLINGS[type(pooling)])
-
-
-def _take_head(layers: deque[nn.Module]) -> list[Head]:
-    """What follows the flattening, if all of it is LeNet's; else nothing, and the layers stay."""
-    with torch.device("meta"):
-        linear = [nn.Linear(before, after) for before, after in pairwise(HEAD)]
-    for kind, name in ACTIVATIONS.items():
-        wanted = [linear[0], kind(), linear[1], kind(), linear[2]]
-        if len(layers) == len(wanted) and all(_is(layer, each) for layer, each in zip(layers, wanted, strict=True)):
-            taken = [layer for layer in layers if isinstance(layer, nn.Linear)]
-            layers.clear()
-            return [Head(taken, name)]
-    return []
 
 
 def _take(layers: deque[nn.Module], wanted: Sequence[nn.Module]) -> nn.Module | None:

@@ -138,8 +138,11 @@ class Classifier(pl.LightningModule):
         step, last, images, in_full = self.trainer.global_step, self.trainer.max_steps, 0, self._needs_lightning()
         for batch in block.batches():
             lr = optimizer.param_groups[0]["lr"]
-            optimizer.zero_grad()
-            self._backward(self.loss(batch), in_full)
+            if in_full:
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+            else:
+                self.compute_gradients(batch, self.training_tally)
             if self.gradient_clip_val is not None:
                 self._clip_gradients(self.gradient_clip_val)
             self._step(optimizer, in_full)
@@ -171,11 +174,13 @@ class Classifier(pl.LightningModule):
             for hook in STEP_HOOKS
         )
 
-    def _backward(self, loss: Tensor, in_full: bool) -> None:
-        if in_full:
-            self.manual_backward(loss)
+    def compute_gradients(self, batch: Batch, tally: Tally) -> None:
+        """Leave the gradients of a batch's mean loss in the parameters, on one device; adds the batch to the tally."""
+        if self._fused is not None and self._fused.trains(batch.images):
+            tally.add(*self._fused.training_step(batch.images, batch.labels, 1 / batch.total), batch.labels)
         else:
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.zero_grad()
+            (self.summed_loss(batch, tally) / batch.total).backward()  # type: ignore[no-untyped-call]
 
     def _step(self, optimizer: LightningOptimizer, in_full: bool) -> None:
         """A step of the optimizer, which Lightning's global step counts."""

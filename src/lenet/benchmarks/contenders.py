@@ -96,8 +96,7 @@ def own_step(task: Task, folder: Path) -> float:
         for block in loader:
             images, labels = block.images.to(classifier.device), block.labels.to(classifier.device)
             for batch in block._replace(images=images, labels=labels).batches():
-                optimizer.zero_grad()
-                (classifier.summed_loss(batch, tally) / batch.total).backward()
+                classifier.compute_gradients(batch, tally)
                 optimizer.step()
             tally.read()
     return task.epochs * TRAINED_IMAGES / (time.perf_counter() - started)

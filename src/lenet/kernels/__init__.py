@@ -1,8 +1,8 @@
-"""Compiles kernels.c for the processor at hand, and calls it.
+"""Compiles the C files beside this one for the processor at hand, and calls them.
 
-The library is compiled when it is first needed, in about a second, and kept beside this file where Python keeps what it
-compiles itself. Its name tells the source, the options and the processor, so that none of these changes unnoticed. It
-needs GCC, since its OpenMP is the one that PyTorch's threads come from: both then share the same threads.
+The library is compiled when it is first needed, in about a second, and kept where Python keeps what it compiles itself.
+Its name tells the sources, the options and the processor, so that none of these changes unnoticed. It needs GCC, since
+its OpenMP is the one that PyTorch's threads come from: both then share the same threads.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("kernels.c")
-CACHE = Path(__file__).with_name("__pycache__")
-OPTIONS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+SOURCES = Path(__file__).parent
+CACHE = SOURCES / "__pycache__"
+OPTIONS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-lm")
 ALIGNMENT = 64
 """In bytes, of whatever is loaded into a vector register; PyTorch allocates so."""
 
 ACTIVATIONS = ("none", "sigmoid", "relu")
 POOLINGS = ("average", "maximum")
-"""In the order of the enumerations in kernels.c."""
+"""In the order of the enumerations in lanes.h."""
 
 BLOCKS = {1: (6, 14), 2: (16, 5)}
 """Of LeNet's two blocks: channels, and height and width after the pooling."""
 
-HEAD = (400, 120, 84, 10)
-"""How many numbers an image has before, between and after LeNet's linear layers."""
+CLASSES = 10
+
+OUT_OF_MEMORY = 1
+"""What a function of kernels.c returns then."""
 
 
 class UnavailableError(Exception):
@@ -44,7 +46,7 @@ class UnavailableError(Exception):
 
 
 class Kernels:
-    """The functions of kernels.c.
+    """The functions of kernels.c. Parameters are expected as PyTorch keeps them, contiguous.
 
     Images lie in groups of `lanes`, side by side: (groups, channels, height, width, lanes). All tensors are float32
     unless said otherwise, on the CPU.
@@ -54,15 +56,18 @@ class Kernels:
     """
 
     def __init__(self, library: Path) -> None:
-        functions, pointer, whole, count = ctypes.CDLL(str(library)), ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+        functions = ctypes.CDLL(str(library))
+        pointer, whole, count, single = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
         signatures: dict[str, tuple[type[ctypes.c_int] | None, list[type]]] = {
             "lane_count": (whole, []),
             "pack": (None, [pointer, whole, count, count, pointer, whole]),
             "unpack": (None, [pointer, count, count, pointer, whole]),
             "block_forward": (whole, [whole, *[pointer] * 3, whole, whole, count, pointer, pointer, whole]),
             "block_backward": (whole, [whole, *[pointer] * 5, whole, whole, count, *[pointer] * 3, whole]),
-            "head_forward": (None, [pointer, pointer, pointer, whole, count, whole]),
-            "head_backward": (None, [pointer, pointer, pointer, whole, count, pointer, pointer, whole]),
+            "training_step": (
+                whole,
+                [*[pointer, whole, pointer, count, pointer, pointer], whole, whole, single, *[pointer] * 4, whole],
+            ),
         }
         for name, (result, arguments) in signatures.items():
             function = getattr(functions, name)
@@ -153,50 +158,56 @@ class Kernels:
             raise MemoryError
         return inner, of_weight, of_bias
 
-    def head_forward(
-        self, activation: str, values: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Of LeNet's three linear layers, what comes out of each: (groups, HEAD[1], lanes) and so on.
+    def training_step(
+        self,
+        activation: str,
+        pooling: str,
+        images: Tensor,
+        labels: Tensor,
+        scale: float,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        weight_gradients: Sequence[Tensor],
+        bias_gradients: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """LeNet forward and back: the cross entropies of all images, summed up (), and the logits (N, 10).
 
         Args:
-            activation: one of ACTIVATIONS; follows each but the last.
-            values: what goes into the first, (groups, ..., lanes).
+            activation: one of ACTIVATIONS, for all of its layers.
+            pooling: one of POOLINGS.
+            images: (N, 1, 28, 28), float32 or uint8.
+            labels: (N,) int64.
+            scale: of the loss that the gradients are of, as a multiple of the sum.
+            weights: of the two convolutions and the three linear layers.
+            biases: the same.
+            weight_gradients: where they are to be put.
+            bias_gradients: the same.
+
+        Raises:
+            IndexError: a label is not one of 0 to 9.
+            MemoryError: there is none left.
         """
-        values, groups, weights = _aligned(values), len(values), [weight.contiguous() for weight in weights]
-        outputs = [torch.empty(groups, count, self.lanes) for count in HEAD[1:]]
-        self._c.head_forward(
-            _addresses([values, *outputs]),
+        images, labels = images.contiguous(), labels.contiguous()
+        loss, logits = torch.empty(()), torch.empty(len(images), CLASSES)
+        failure = self._c.training_step(
+            images.data_ptr(),
+            images.dtype == torch.uint8,
+            labels.data_ptr(),
+            len(images),
             _addresses(weights),
             _addresses(biases),
             ACTIVATIONS.index(activation),
-            groups,
+            POOLINGS.index(pooling),
+            scale,
+            _addresses(weight_gradients),
+            _addresses(bias_gradients),
+            logits.data_ptr(),
+            loss.data_ptr(),
             torch.get_num_threads(),
         )
-        return outputs
-
-    def head_backward(
-        self, activation: str, weights: Sequence[Tensor], values: Sequence[Tensor], gradient: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """From the gradient of what comes out of the last layer to those of what goes in, the weights and the biases.
-
-        Args:
-            values: what went into each layer.
-        """
-        gradient, weights = _aligned(gradient), [weight.contiguous() for weight in weights]
-        inner = [torch.empty_like(each) for each in values]
-        of_weights = [torch.empty_like(weight) for weight in weights]
-        of_biases = [weight.new_empty(len(weight)) for weight in weights]
-        self._c.head_backward(
-            _addresses([*inner, gradient]),
-            _addresses(values),
-            _addresses(weights),
-            ACTIVATIONS.index(activation),
-            len(gradient),
-            _addresses(of_weights),
-            _addresses(of_biases),
-            torch.get_num_threads(),
-        )
-        return inner[0], of_weights, of_biases
+        if failure:
+            raise MemoryError if failure == OUT_OF_MEMORY else IndexError("a label is not one of 0 to 9")
+        return loss, logits
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
@@ -225,7 +236,7 @@ def load() -> Kernels:
         part = Path(room) / "kernels.so"
         try:
             subprocess.run(
-                [compiler, *OPTIONS, str(SOURCE), "-o", str(part)],
+                [compiler, str(SOURCES / "kernels.c"), *OPTIONS, "-o", str(part)],
                 check=True, capture_output=True, text=True, timeout=300,
             )  # fmt: skip
             kernels = Kernels(part)
@@ -253,7 +264,8 @@ def _room() -> tempfile.TemporaryDirectory[str]:
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the options, the compiler and the processor."""
     changed = Path(compiler).stat()
-    parts = [SOURCE.read_bytes(), *OPTIONS, compiler, changed.st_mtime_ns, changed.st_size, _processor()]
+    sources = [source.read_bytes() for source in sorted(SOURCES.glob("*.[ch]"))]
+    parts = [*sources, *OPTIONS, compiler, changed.st_mtime_ns, changed.st_size, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
