@@ -60,19 +60,20 @@ INLINE float total(lanes values) {
 
 /* exp(-x), with the ends of what a float can hold for an x beyond 87 in size; not a number stays not a number.
 
-It is 2^t with t = -x / ln 2 = n + r, where n is whole and |r| <= 1/2: n becomes the exponent of a float, and 2^r is the
-polynomial of degree 5 with the smallest relative error there (7.5e-8), found by Remez' algorithm. */
+With n = -x / ln 2, rounded, and r = -x - n ln 2, it is 2^n e^r: n becomes the exponent of a float, and e^r, where
+|r| <= ln 2 / 2, is the polynomial of degree 5 with the smallest relative error there (7.5e-8), found by Remez' algorithm.
+ln 2 comes in two parts, the first of so few digits that its product with n is exact (Cody and Waite, 1980). */
 INLINE lanes exponential_of_minus(lanes x) {
   x = where(x < -87.f, all(-87.f), where(x > 87.f, all(87.f), x));
   /* Adding 1.5 * 2^23 leaves no bits for a fraction; the last bits are then n + 127, as an exponent is stored. */
   const float round = 12582912.f + 127.f;
-  lanes shifted = x * -1.44269502f + round;
-  lanes r = x * -1.44269502f - (shifted - round);
-  r += x * -1.92596299e-8f; /* what the float above lacks of 1 / ln 2 */
-  lanes power = 1.3276472e-3f * r + 9.67554133e-3f;
-  power = power * r + 5.55071327e-2f;
-  power = power * r + 2.40221197e-1f;
-  power = power * r + 6.93146967e-1f;
+  lanes shifted = x * -1.44269504f + round;
+  lanes n = shifted - round;
+  lanes r = n * 2.12194440e-4f - (n * 0.693359375f + x);
+  lanes power = 8.29765509e-3f * r + 4.1915382e-2f;
+  power = power * r + 1.66675747e-1f;
+  power = power * r + 4.99988949e-1f;
+  power = power * r + 9.99999692e-1f;
   power = power * r + 1.00000007f;
   return power * (lanes)((bits)shifted << 23);
 }
