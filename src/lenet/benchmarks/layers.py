@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lenet import layers
-from lenet.benchmarks.report import heading, ratios, spread
+from lenet.benchmarks.report import heading, in_turn, ratios, spread
 from lenet.layers.functional import ALGORITHMS
 from lenet.memory import keep_freed_memory
 from lenet.model import LeNet, xavier_uniform_
@@ -75,7 +75,7 @@ def compare(rounds: int, batch_size: int = BATCH_SIZE) -> Figures:
             figures.memory[operation, name] = peak_extra_memory(passes[BOTH])
     for number in range(rounds):
         for (operation, which), contenders in calls.items():
-            for name in (*CONTENDERS[number % len(CONTENDERS) :], *CONTENDERS[: number % len(CONTENDERS)]):
+            for name in in_turn(CONTENDERS, number):
                 contenders[name]()
                 started = time.perf_counter()
                 contenders[name]()

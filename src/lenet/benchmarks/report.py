@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: in each, another begins."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def spread(values: list[float], form: str) -> str:

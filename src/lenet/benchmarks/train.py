@@ -1,6 +1,6 @@
 """How fast is training? The contenders take turns, round after round, so that a machine whose speed drifts is fair.
 
-    python scripts/benchmark.py train --rounds 5 --epochs 2
+    python scripts/benchmark.py train --rounds 5 --epochs 4
     python scripts/benchmark.py train --rounds 3 --batch-size 64 256 1024 8192
 
 A contender's figure is images trained ÷ wall time of training: loading, logging and checkpoints included, validation
@@ -8,7 +8,7 @@ excluded. Reported are medians over the rounds, and the ratio round by round. Al
 images that are not held out, each time in a process of its own.
 
 this project     what `python train.py` does, with its logs and checkpoints.
-own step         this project's network, batches and optimizer in a plain loop: what the trainer costs.
+own step         this project's training step, batches and optimizer in a plain loop: what the trainer costs.
 plain            the best plain PyTorch loop we can write: floats in memory, fused SGD, nothing read from the device
                  before an epoch ends, and freed memory kept as this project keeps it.
 plain, NHWC      the same with channels-last images and weights.
@@ -37,7 +37,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lenet.benchmarks.contenders import CONTENDERS, OURS, PEAK, Task, operations_per_image
-from lenet.benchmarks.report import heading, ratios, spread
+from lenet.benchmarks.report import heading, in_turn, ratios, spread
 
 Figures = dict[int, dict[str, list[float]]]
 """Examples per second: by batch size and contender, one in each round."""
@@ -70,7 +70,7 @@ def compare(tasks: list[Task], rounds: int) -> Figures:
     for number in range(rounds + 1):
         # The warm-up brings files into memory; that takes one batch size.
         for task in tasks if number else tasks[:1]:
-            for name in CONTENDERS:
+            for name in in_turn(list(CONTENDERS), number):
                 figure = measure(name, task)
                 when = f"round {number} of {rounds}" if number else "warm-up"
                 print(f"{when}, batches of {task.batch_size}: {name} {figure:,.0f}/s", flush=True)
