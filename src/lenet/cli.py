@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from lenet import preflight
 from lenet.config import Settings, did_you_mean, known_keys, no_such_key, read_settings
 from lenet.errors import UserError
 
@@ -93,6 +94,8 @@ class Preflight(Callback):
             return  # the process that started this one has done it
         with _nothing_swallowed(), one_line_errors():
             settings = read_settings(config)
+            preflight.check(settings)
+            _refuse_taken(config, "hydra.run.dir")
             from lenet.training import check  # torch loads here, and a mistake above need not wait for it
 
             check(settings)
@@ -118,16 +121,34 @@ def _nothing_swallowed() -> Iterator[None]:
 
 def _claim(config: DictConfig, key: str) -> Path:
     """Create the folder that the key names, with a number added if another run has it; the key then names it."""
-    wanted = Path(str(OmegaConf.select(config, key))).absolute()
-    chosen_by_user = any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+    wanted = _wanted(config, key)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        folder = _take_empty(wanted, key) if chosen_by_user else _make_new(wanted)
+        folder = _take_empty(wanted, key) if _chosen_by_user(config, key) else _make_new(wanted)
     except OSError as error:
         raise UserError(f"{key}={wanted}: cannot be created ({error.strerror}); name another folder") from None
     with read_write(config), open_dict(config):
         OmegaConf.update(config, key, str(folder))
     return folder
+
+
+def _refuse_taken(config: DictConfig, key: str) -> None:
+    """Refuse a folder that the user chose and that is not empty: at once, and once more when it is claimed."""
+    wanted = _wanted(config, key)
+    if _chosen_by_user(config, key) and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+        raise _taken(wanted, key)
+
+
+def _wanted(config: DictConfig, key: str) -> Path:
+    return Path(str(OmegaConf.select(config, key))).absolute()
+
+
+def _chosen_by_user(config: DictConfig, key: str) -> bool:
+    return any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+
+
+def _taken(folder: Path, key: str) -> UserError:
+    return UserError(f"{key}={folder}: is not an empty folder; name a new one")
 
 
 def _make_new(wanted: Path) -> Path:
@@ -148,7 +169,7 @@ def _take_empty(folder: Path, key: str) -> Path:
         # Hydra's own folder marks it as taken: of two runs at once, one finds it there.
         (folder / ".hydra").mkdir()
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{key}={folder}: is not an empty folder; name a new one") from None
+        raise _taken(folder, key) from None
     return folder
 
 

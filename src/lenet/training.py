@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import logging
-import os
 import platform
 import warnings
 from pathlib import Path
@@ -24,8 +22,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from lenet import preflight
 from lenet.checkpoints import checkpoint_callback, in_background
-from lenet.config import Settings, did_you_mean, read_settings
+from lenet.config import Settings, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
 from lenet.memory import keep_freed_memory
@@ -62,20 +61,8 @@ def check(settings: Settings) -> None:
         UserError: names the key or the file that is wrong.
     """
     _quiet_libraries()
-    device = settings.device
-    if device.accelerator == "gpu" and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
-        raise UserError(
-            f"device=gpu: torch {torch.__version__} finds no GPU on this machine; use device=auto or device=cpu"
-        )
-    most = max(2, os.cpu_count() or 1)  # two processes are worth a try everywhere
-    if device.devices > most and (device.accelerator == "cpu" or not CUDAAccelerator.is_available()):
-        raise UserError(
-            f"device.devices={device.devices}: this machine has {os.cpu_count()} CPU cores; use at most {most}"
-        )
-    accepted = inspect.signature(pl.Trainer.__init__).parameters
-    for name in settings.trainer.model_extra or {}:
-        if name not in accepted:
-            raise UserError(f"trainer.{name}: Lightning's Trainer has no such argument{did_you_mean(name, accepted)}")
+    preflight.check(settings)
+    preflight.check_device(settings.device, CUDAAccelerator.is_available() or MPSAccelerator.is_available())
     _trainer(settings, logger=False, enable_checkpointing=False)
     build_data(settings).prepare_data()
 
@@ -173,7 +160,8 @@ def build_classifier(settings: Settings) -> Classifier:
     optimizer = instantiate(settings.section("optimizer"), _convert_="all")
     scheduler = instantiate(settings.section("scheduler"), _convert_="all") if settings.scheduler else None
     clipping = {name: value for name, value in settings.section("trainer").items() if name.startswith("gradient_clip_")}
-    return Classifier(net, optimizer, scheduler, settings.fuse, **clipping)
+    fuse = settings.fuse and settings.precision == "float32"  # the only one that kernels are made for
+    return Classifier(net, optimizer, scheduler, fuse, **clipping)
 
 
 def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:

@@ -184,9 +184,12 @@ class Kernels:
             bias_gradients: the same.
 
         Raises:
+            ValueError: images or labels are of another kind.
             IndexError: a label is not one of 0 to 9.
             MemoryError: there is none left.
         """
+        if images.shape != (len(labels), 1, 28, 28) or labels.dtype != torch.int64:
+            raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} of {labels.dtype}")
         images, labels = images.contiguous(), labels.contiguous()
         loss, logits = torch.empty(()), torch.empty(len(images), CLASSES)
         failure = self._c.training_step(

@@ -154,7 +154,7 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
     if (labels[image] < 0 || labels[image] >= CLASSES) return LABEL_OUT_OF_RANGE;
   const long groups = (count + LANES - 1) / LANES, stride = sizeof(passage) / sizeof(lanes);
   workspace *rooms = allocate(threads * sizeof(workspace));
-  passage *passages = allocate((groups + 1) * sizeof(passage)); /* one more, since none is not to be had */
+  passage *passages = allocate((groups + 1) * sizeof(passage)); /* one more: NULL then always means a failure */
   if (!rooms || !passages) return free(rooms), free(passages), OUT_OF_MEMORY;
   for (int thread = 0; thread < threads; thread++) { /* here, because there may be fewer threads than were asked for */
     memset(rooms[thread].weight_sums, 0, sizeof rooms->weight_sums);

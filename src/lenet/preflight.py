@@ -1,0 +1,73 @@
+"""What can refuse a run before torch and Lightning are loaded, which takes seconds; lenet.training.check does the rest.
+
+The names of the Trainer's arguments are read from Lightning's source, and a GPU that is nowhere in /dev is none.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Set
+from pathlib import Path
+
+from lenet.config import Device, Settings, did_you_mean
+from lenet.errors import UserError
+
+GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
+"""What Linux has in /dev where there is a GPU for torch: NVIDIA's, Jetson's, AMD's, and that of Windows around Linux."""
+
+
+def check(settings: Settings) -> None:
+    """
+    Raises:
+        UserError: names the key that is wrong, its value and what would be right.
+    """
+    check_device(settings.device, gpu_is_possible())
+    for name in settings.trainer.model_extra or {}:
+        accepted = trainer_arguments()
+        if name not in accepted:
+            raise UserError(f"trainer.{name}: Lightning's Trainer has no such argument{did_you_mean(name, accepted)}")
+
+
+def check_device(device: Device, has_gpu: bool) -> None:
+    """
+    Raises:
+        UserError: the machine does not have what was asked for.
+    """
+    if device.accelerator == "gpu" and not has_gpu:
+        version = importlib.metadata.version("torch")
+        raise UserError(f"device=gpu: torch {version} finds no GPU on this machine; use device=auto or device=cpu")
+    most = max(2, os.cpu_count() or 1)  # two processes are worth a try everywhere
+    if device.devices > most and (device.accelerator == "cpu" or not has_gpu):
+        raise UserError(
+            f"device.devices={device.devices}: this machine has {os.cpu_count()} CPU cores; use at most {most}"
+        )
+
+
+def gpu_is_possible() -> bool:
+    """False, if it is certain that there is none."""
+    devices = Path("/dev")
+    return sys.platform != "linux" or any(next(devices.glob(pattern), None) for pattern in GPU_DEVICES)
+
+
+@functools.cache
+def trainer_arguments() -> Set[str]:
+    """The names that Lightning's Trainer takes."""
+    try:
+        package = importlib.util.find_spec("lightning")
+        assert package is not None
+        assert package.origin is not None
+        tree = ast.parse((Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py").read_text())
+        (trainer,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
+        (init,) = (node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+        return {argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)} - {"self"}
+    except (OSError, SyntaxError, ValueError, AssertionError):  # its files lie elsewhere in this version: ask it
+        import inspect
+
+        from lightning.pytorch import Trainer
+
+        return set(inspect.signature(Trainer).parameters)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+
+from lenet import preflight
+from lenet.config import Device
+from lenet.errors import UserError
+
+
+def test_the_trainers_arguments_are_those_of_its_signature() -> None:
+    preflight.trainer_arguments.cache_clear()
+    assert preflight.trainer_arguments() == set(inspect.signature(Trainer).parameters)
+
+
+def test_a_lightning_whose_files_lie_elsewhere_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = importlib.util.spec_from_file_location("lightning", tmp_path / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: elsewhere)
+    preflight.trainer_arguments.cache_clear()
+    assert preflight.trainer_arguments() == set(inspect.signature(Trainer).parameters)
+
+
+def test_where_torch_finds_a_gpu_one_is_possible() -> None:
+    assert preflight.gpu_is_possible() or not CUDAAccelerator.is_available()
+
+
+def test_a_gpu_is_asked_for_where_there_is_none() -> None:
+    device = Device(accelerator="gpu", devices=1, strategy="auto")
+    preflight.check_device(device, has_gpu=True)
+    with pytest.raises(UserError, match=r"device=gpu: torch .* finds no GPU on this machine; use device=auto or"):
+        preflight.check_device(device, has_gpu=False)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_more_devices_than_there_are_cores(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 4)  # type: ignore[attr-defined]
+    device = Device.model_validate({"accelerator": accelerator, "devices": 5, "strategy": "ddp"})
+    with pytest.raises(UserError, match=r"device\.devices=5: this machine has 4 CPU cores; use at most 4"):
+        preflight.check_device(device, has_gpu=False)
+    if accelerator == "auto":
+        preflight.check_device(device, has_gpu=True)  # there may be as many GPUs
