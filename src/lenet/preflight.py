@@ -18,7 +18,7 @@ from lenet.config import Device, Settings, did_you_mean
 from lenet.errors import UserError
 
 GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
-"""What Linux has in /dev where there is a GPU for torch: NVIDIA's, Jetson's, AMD's, and that of Windows around Linux."""
+"""In /dev where there is a GPU that torch can use: NVIDIA's, Jetson's, AMD's, and that of Windows around a Linux."""
 
 
 def check(settings: Settings) -> None:

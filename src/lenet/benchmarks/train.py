@@ -17,9 +17,9 @@ template         Lightning as most projects use it: DataLoader(num_workers=2), t
 tutorial         the loop that d2l.ai teaches: DataLoader with four workers, ToTensor, loss and accuracy read at
                  every step.
 
-In each round the machine also multiplies matrices, 2048×2048 in float32, twenty times; the best counts. LeNet takes 2.264 million floating-point
-operations for an image, forward and backward: so the product's rate implies the most images per second that one could
-hope for.
+In each round the machine also multiplies matrices, 2048×2048 in float32, twenty times; the best counts. LeNet takes
+2.264 million floating-point operations for an image, forward and backward: so the product's rate implies the most
+images per second that one could hope for.
 """
 
 from __future__ import annotations
