@@ -1,9 +1,13 @@
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+
+from lenet.memory import objects_set_aside
 
 # Allocates and frees what a training step does, twenty times over, and prints how many page faults that took.
 STEPS = """
@@ -39,3 +43,31 @@ def page_faults(keep: bool) -> int:
 def test_later_steps_take_memory_that_is_there() -> None:
     assert page_faults(keep=False) > 1000
     assert page_faults(keep=True) < 100
+
+
+class Circle:
+    """Refers to itself, so that the garbage collector alone can tell that nobody else does."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_objects_are_set_aside_and_come_back() -> None:
+    garbage = weakref.ref(Circle())
+    kept = Circle()
+    gc.disable()  # as train.py does while it loads
+    with objects_set_aside():
+        assert garbage() is None  # what an earlier run left
+        assert gc.isenabled()
+        assert not any(each is kept for each in gc.get_objects())
+        new = weakref.ref(Circle())
+        gc.collect()
+        assert new() is None
+    assert any(each is kept for each in gc.get_objects())
+    assert gc.get_freeze_count() == 0
+
+
+def test_they_come_back_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), objects_set_aside():
+        raise ZeroDivisionError
+    assert gc.get_freeze_count() == 0

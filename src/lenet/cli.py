@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -48,6 +49,9 @@ _FLAGS = {
 
 def start(main: Callable[[], Any], project: Path) -> None:
     """Run a Hydra application whose outputs and data lie below `project`, wherever it was started from."""
+    # Loading torch and Lightning makes hardly any garbage; looking for it seven times meanwhile takes half a second.
+    # A run enables it again.
+    gc.disable()
     _register_project(project)
     os.environ[_HYDRA_RAISES] = "1"
     with one_line_errors():

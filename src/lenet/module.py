@@ -142,7 +142,7 @@ class Classifier(pl.LightningModule):
                 optimizer.zero_grad()
                 self.manual_backward(self.loss(batch))
             else:
-                self.compute_gradients(batch, self.training_tally)
+                self.compute_gradients(batch, self.training_tally, optimizer)
             if self.gradient_clip_val is not None:
                 self._clip_gradients(self.gradient_clip_val)
             self._step(optimizer, in_full)
@@ -174,12 +174,12 @@ class Classifier(pl.LightningModule):
             for hook in STEP_HOOKS
         )
 
-    def compute_gradients(self, batch: Batch, tally: Tally) -> None:
+    def compute_gradients(self, batch: Batch, tally: Tally, optimizer: Optimizer | LightningOptimizer) -> None:
         """Leave the gradients of a batch's mean loss in the parameters, on one device; adds the batch to the tally."""
         if self._fused is not None and self._fused.trains(batch.images):
             tally.add(*self._fused.training_step(batch.images, batch.labels, 1 / batch.total), batch.labels)
         else:
-            self.zero_grad()
+            optimizer.zero_grad()
             (self.summed_loss(batch, tally) / batch.total).backward()  # type: ignore[no-untyped-call]
 
     def _step(self, optimizer: LightningOptimizer, in_full: bool) -> None:

@@ -27,7 +27,7 @@ from lenet.checkpoints import checkpoint_callback, in_background
 from lenet.config import Settings, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
-from lenet.memory import keep_freed_memory
+from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
 from lenet.progress import Progress
@@ -120,9 +120,10 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         logging.disable()  # one process speaks for all
 
     try:
-        trainer.fit(classifier, datamodule=data)
-        if not settings.test_every_epoch:
-            trainer.test(classifier, datamodule=data, verbose=False)
+        with objects_set_aside():
+            trainer.fit(classifier, datamodule=data)
+            if not settings.test_every_epoch:
+                trainer.test(classifier, datamodule=data, verbose=False)
     except DivergenceError as error:
         raise UserError(f"{error}; {_what_is_left(checkpoint)}") from None
     except SystemExit:

@@ -10,7 +10,7 @@ images that are not held out, each time in a process of its own.
 this project     what `python train.py` does, with its logs and checkpoints.
 own step         this project's training step, batches and optimizer in a plain loop: what the trainer costs.
 plain            the best plain PyTorch loop we can write: floats in memory, fused SGD, nothing read from the device
-                 before an epoch ends, and freed memory kept as this project keeps it.
+                 before an epoch ends, freed memory kept and old objects set aside as by this project.
 plain, NHWC      the same with channels-last images and weights.
 template         Lightning as most projects use it: DataLoader(num_workers=2), torchvision's ToTensor picture by
                  picture, self.log on every step, the default progress bar (drawn into the null device).
