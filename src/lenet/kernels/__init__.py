@@ -1,30 +1,18 @@
-"""Compiles the C files beside this one for the processor at hand, and calls them.
-
-The library is compiled when it is first needed, in about a second, and kept where Python keeps what it compiles itself.
-Its name tells the sources, the options and the processor, so that none of these changes unnoticed. It needs GCC, since
-its OpenMP is the one that PyTorch's threads come from: both then share the same threads.
-"""
+"""Calls the functions of kernels.c, which `lenet.kernels.compiler` compiles for the processor at hand."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import math
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).parent
-CACHE = SOURCES / "__pycache__"
-OPTIONS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-lm")
+from lenet.kernels.compiler import UnavailableError, library
+
 ALIGNMENT = 64
 """In bytes, of whatever is loaded into a vector register; PyTorch allocates so."""
 
@@ -32,8 +20,25 @@ ACTIVATIONS = ("none", "sigmoid", "relu")
 POOLINGS = ("average", "maximum")
 """In the order of the enumerations in lanes.h."""
 
-BLOCKS = {1: (6, 14), 2: (16, 5)}
-"""Of LeNet's two blocks: channels, and height and width after the pooling."""
+KERNEL_SIZE = 5
+
+
+class Shape(NamedTuple):
+    """Of one of LeNet's blocks: channels that go in and come out, height and width of what goes in, and padding."""
+
+    inputs: int
+    channels: int
+    size: int
+    padding: int
+
+    @property
+    def pooled_size(self) -> int:
+        """Height and width after the pooling."""
+        return (self.size + 2 * self.padding - KERNEL_SIZE + 1) // 2
+
+
+BLOCKS = {1: Shape(1, 6, 28, 2), 2: Shape(6, 16, 14, 0)}
+"""As in block.h."""
 
 CLASSES = 10
 
@@ -41,22 +46,17 @@ OUT_OF_MEMORY = 1
 """What a function of kernels.c returns then."""
 
 
-class UnavailableError(Exception):
-    """Why the kernels cannot be had on this machine, in one line."""
-
-
 class Kernels:
-    """The functions of kernels.c. Parameters are expected as PyTorch keeps them, contiguous.
+    """The functions of kernels.c.
 
-    Images lie in groups of `lanes`, side by side: (groups, channels, height, width, lanes). All tensors are float32
-    unless said otherwise, on the CPU.
+    All tensors are on the CPU, and float32 unless said otherwise. Images lie in groups of `lanes`, side by side:
+    (groups, channels, height, width, lanes).
 
     Raises:
-        OSError: the library cannot be loaded.
+        ValueError: by each method, for tensors of another type or shape.
     """
 
-    def __init__(self, library: Path) -> None:
-        functions = ctypes.CDLL(str(library))
+    def __init__(self, functions: ctypes.CDLL) -> None:
         pointer, whole, count, single = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
         signatures: dict[str, tuple[type[ctypes.c_int] | None, list[type]]] = {
             "lane_count": (whole, []),
@@ -80,37 +80,46 @@ class Kernels:
 
         Bytes 0–255 become numbers in [0, 1].
         """
+        are_bytes = images.dtype == torch.uint8
+        _expect(images, *images.shape, dtype=torch.uint8 if are_bytes else torch.float32)
         images = images.contiguous()
         count, *shape = images.shape
-        groups = torch.empty(-(-count // self.lanes), *shape, self.lanes)
-        are_bytes, length = images.dtype == torch.uint8, math.prod(shape)
-        self._c.pack(images.data_ptr(), are_bytes, count, length, groups.data_ptr(), torch.get_num_threads())
+        groups = _empty(-(-count // self.lanes), *shape, self.lanes)
+        self._c.pack(images.data_ptr(), are_bytes, count, math.prod(shape), groups.data_ptr(), torch.get_num_threads())
         return groups
 
     def unpack(self, groups: Tensor) -> Tensor:
         """From groups (groups, ..., lanes) to rows (groups·lanes, numbers in an image), one for each image."""
+        _expect(groups, *groups.shape[:-1], self.lanes)
         groups = groups.contiguous()
-        rows = torch.empty(len(groups) * self.lanes, math.prod(groups.shape[1:-1]))
+        rows = _empty(len(groups) * self.lanes, math.prod(groups.shape[1:-1]))
         self._c.unpack(groups.data_ptr(), *rows.shape, rows.data_ptr(), torch.get_num_threads())
         return rows
 
     def block_forward(
         self, number: int, activation: str, pooling: str, values: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A block's activations (groups, channels, height, width, lanes), and what pooling makes of them.
+        """What a block's activation gives (groups, channels, height, width, lanes), and what pooling makes of that.
 
         Args:
             number: 1 or 2, which of LeNet's blocks.
             activation: one of ACTIVATIONS.
             pooling: one of POOLINGS.
+            values: what goes into the convolution, (groups, channels, height, width, lanes).
+            weight: of the convolution, (channels that come out, channels that go in, 5, 5).
+            bias: (channels that come out,).
 
         Raises:
             MemoryError: there is none left.
         """
-        (channels, size), values, weight = BLOCKS[number], _aligned(values), weight.contiguous()
-        outputs = torch.empty(len(values), channels, 2 * size, 2 * size, self.lanes)
-        pooled = torch.empty(len(values), channels, size, size, self.lanes)
-        if self._c.block_forward(
+        shape = BLOCKS[number]
+        _expect(values, len(values), shape.inputs, shape.size, shape.size, self.lanes)
+        _expect(weight, shape.channels, shape.inputs, KERNEL_SIZE, KERNEL_SIZE)
+        _expect(bias, shape.channels)
+        values, weight, bias, half = _aligned(values), weight.contiguous(), bias.contiguous(), shape.pooled_size
+        outputs = _empty(len(values), shape.channels, 2 * half, 2 * half, self.lanes)
+        pooled = _empty(len(values), shape.channels, half, half, self.lanes)
+        failure = self._c.block_forward(
             number,
             *(tensor.data_ptr() for tensor in (values, weight, bias)),
             ACTIVATIONS.index(activation),
@@ -119,7 +128,8 @@ class Kernels:
             outputs.data_ptr(),
             pooled.data_ptr(),
             torch.get_num_threads(),
-        ):
+        )
+        if failure:
             raise MemoryError
         return outputs, pooled
 
@@ -134,17 +144,19 @@ class Kernels:
         pooled: Tensor,
         gradient: Tensor,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """From the gradient of `pooled` to those of the values, the weight and the bias.
+        """From the gradient of `pooled`, of its shape, to those of the values, the weight and the bias.
 
-        The first block's values are images, which have no use for a gradient: None.
+        The first block's values are images, which have no use for a gradient: None. All other arguments are those of
+        `block_forward`, and what it returned.
 
         Raises:
             MemoryError: there is none left.
         """
+        _expect(gradient, *pooled.shape)
         values, gradient, weight = _aligned(values), _aligned(gradient), weight.contiguous()
         inner = torch.empty_like(values) if number > 1 else None
-        of_weight, of_bias = torch.empty_like(weight), weight.new_empty(len(weight))
-        if self._c.block_backward(
+        of_weight, of_bias = torch.empty_like(weight), _empty(len(weight))
+        failure = self._c.block_backward(
             number,
             *(tensor.data_ptr() for tensor in (values, weight, outputs, pooled, gradient)),
             ACTIVATIONS.index(activation),
@@ -154,7 +166,8 @@ class Kernels:
             of_weight.data_ptr(),
             of_bias.data_ptr(),
             torch.get_num_threads(),
-        ):
+        )
+        if failure:
             raise MemoryError
         return inner, of_weight, of_bias
 
@@ -178,23 +191,24 @@ class Kernels:
             images: (N, 1, 28, 28), float32 or uint8.
             labels: (N,) int64.
             scale: of the loss that the gradients are of, as a multiple of the sum.
-            weights: of the two convolutions and the three linear layers.
+            weights: of the two convolutions and the three linear layers. These and the next three are not checked:
+                LeNet's shapes, float32, contiguous.
             biases: the same.
             weight_gradients: where they are to be put.
             bias_gradients: the same.
 
         Raises:
-            ValueError: images or labels are of another kind.
             IndexError: a label is not one of 0 to 9.
             MemoryError: there is none left.
         """
-        if images.shape != (len(labels), 1, 28, 28) or labels.dtype != torch.int64:
-            raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} of {labels.dtype}")
+        are_bytes = images.dtype == torch.uint8
+        _expect(images, len(labels), 1, 28, 28, dtype=torch.uint8 if are_bytes else torch.float32)
+        _expect(labels, len(labels), dtype=torch.int64)
         images, labels = images.contiguous(), labels.contiguous()
-        loss, logits = torch.empty(()), torch.empty(len(images), CLASSES)
+        loss, logits = _empty(), _empty(len(images), CLASSES)
         failure = self._c.training_step(
             images.data_ptr(),
-            images.dtype == torch.uint8,
+            are_bytes,
             labels.data_ptr(),
             len(images),
             _addresses(weights),
@@ -213,6 +227,40 @@ class Kernels:
         return loss, logits
 
 
+def load() -> Kernels:
+    """The kernels for this machine, compiled if need be.
+
+    Raises:
+        UnavailableError: they cannot be compiled.
+    """
+    outcome = _outcome()
+    if isinstance(outcome, UnavailableError):
+        raise outcome.with_traceback(None)
+    return outcome
+
+
+@functools.cache
+def _outcome() -> Kernels | UnavailableError:
+    """Remembered, a failure too: a compiler that fails is not asked again."""
+    try:
+        return Kernels(library())
+    except UnavailableError as error:
+        return error
+
+
+def _expect(tensor: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, where {dtype} of shape {shape} on the"
+            " CPU is needed"
+        )
+
+
+def _empty(*shape: int) -> Tensor:
+    """For results, whatever the user has made the default type and device."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
@@ -220,61 +268,3 @@ def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 def _aligned(tensor: Tensor) -> Tensor:
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
-
-
-@functools.cache
-def load() -> Kernels:
-    """The kernels for this machine, compiled if need be.
-
-    Raises:
-        UnavailableError: they cannot be compiled.
-    """
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        raise UnavailableError("there is no gcc on this machine")
-    library = CACHE / f"kernels-{_fingerprint(compiler)}.so"
-    with contextlib.suppress(OSError):  # not there, or damaged: compiled anew
-        return Kernels(library)
-    with _room() as room:
-        part = Path(room) / "kernels.so"
-        try:
-            subprocess.run(
-                [compiler, str(SOURCES / "kernels.c"), *OPTIONS, "-o", str(part)],
-                check=True, capture_output=True, text=True, timeout=300,
-            )  # fmt: skip
-            kernels = Kernels(part)
-        except subprocess.CalledProcessError as error:
-            raise UnavailableError(
-                f"gcc fails: {(error.stderr.strip().splitlines() or ['without a word'])[0]}"
-            ) from None
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UnavailableError(f"gcc fails: {error}") from None
-        # Moved into its place whole, so that of several processes none finds half of it.
-        with contextlib.suppress(OSError):
-            part.replace(library)
-    return kernels
-
-
-def _room() -> tempfile.TemporaryDirectory[str]:
-    """A folder to compile in: where the library is to stay, or where that may not be written, another for this time."""
-    try:
-        CACHE.mkdir(exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=CACHE)
-    except OSError:
-        return tempfile.TemporaryDirectory()
-
-
-def _fingerprint(compiler: str) -> str:
-    """Changes with the source, the options, the compiler and the processor."""
-    changed = Path(compiler).stat()
-    sources = [source.read_bytes() for source in sorted(SOURCES.glob("*.[ch]"))]
-    parts = [*sources, *OPTIONS, compiler, changed.st_mtime_ns, changed.st_size, _processor()]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """What tells which instructions there are."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.lower().startswith(("flags", "features", "model"))}))
-    return f"{platform.machine()} {platform.processor()}"

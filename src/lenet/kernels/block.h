@@ -56,7 +56,7 @@ INLINE void forward_group(const lanes *input, const float *weight, const float *
                 sums[c][3] += w * lower[j + 1];
               }
           }
-        activate(activation, sums[0], 4 * tile);
+        activate(activation, (lanes *)sums, 4 * tile);
         UNROLL for (int c = 0; c < tile; c++) {
           const lanes *values = sums[c];
           UNROLL for (int place = 0; place < 4; place++)

@@ -4,6 +4,7 @@ Each thread works on groups of its own. Sums over all images are formed by each 
 thread in a fixed order, so that the same number of threads gives the same result. What can fail returns why. */
 
 #include <omp.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -141,6 +142,45 @@ static void pointers_into(passage *group, lanes **values, lanes **gradients) {
   for (int layer = 1; layer < LAYERS; layer++) gradients[layer + 1] = gradients[layer] + COUNTS[layer];
 }
 
+/* The gradients of the linear layers' parameters, from what was kept of all groups. Each thread forms some of them. */
+static void gradients_of_linear_layers(passage *passages, long groups, float *const *weights, float *const *biases) {
+  const long stride = sizeof(passage) / sizeof(lanes);
+  lanes *values[LAYERS + 1], *gradients[LAYERS + 1];
+  pointers_into(passages, values, gradients);
+  for (int layer = 0; layer < LAYERS; layer++) {
+#pragma omp for schedule(static) nowait
+    for (long column = 0; column < COUNTS[layer]; column += COLUMNS)
+      linear_weight_gradient(values[layer], COUNTS[layer], gradients[layer + 1], COUNTS[layer + 1], stride, groups,
+                             column, weights[layer]);
+#pragma omp single nowait
+    linear_bias_gradient(gradients[layer + 1], COUNTS[layer + 1], stride, groups, biases[layer]);
+  }
+}
+
+static void clear_rooms(workspace *rooms, int threads) {
+  for (int thread = 0; thread < threads; thread++) {
+    memset(rooms[thread].weight_sums, 0, sizeof rooms->weight_sums);
+    memset(rooms[thread].bias_sums, 0, sizeof rooms->bias_sums);
+    rooms[thread].loss = 0;
+  }
+}
+
+/* The gradients of the convolutions' parameters, and the loss, from the threads' sums. */
+static void add_up_rooms(const workspace *rooms, int threads, float *const *weights, float *const *biases,
+                         float *loss) {
+  const long stride = sizeof(workspace) / sizeof(lanes), counts[] = {sizes_of(FIRST).weight, sizes_of(SECOND).weight};
+  const long channels[] = {sizes_of(FIRST).bias, sizes_of(SECOND).bias};
+  for (int block = 0; block < 2; block++) {
+    const char *first = (const char *)rooms; /* not an inner array, beyond whose end a stride would lead */
+    add_up((const lanes *)(first + offsetof(workspace, weight_sums[block])), counts[block], stride, threads,
+           weights[block]);
+    add_up((const lanes *)(first + offsetof(workspace, bias_sums[block])), channels[block], stride, threads,
+           biases[block]);
+  }
+  *loss = 0;
+  for (int thread = 0; thread < threads; thread++) *loss += rooms[thread].loss;
+}
+
 /* LeNet forward, the cross entropies of `count` images, summed up, and the gradients of `scale` times that sum.
 
 weights and biases, and their gradients: of the two convolutions, then of the three linear layers. labels (count), 0 to 9.
@@ -152,15 +192,11 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
                   int threads) {
   for (long image = 0; image < count; image++)
     if (labels[image] < 0 || labels[image] >= CLASSES) return LABEL_OUT_OF_RANGE;
-  const long groups = (count + LANES - 1) / LANES, stride = sizeof(passage) / sizeof(lanes);
+  const long groups = (count + LANES - 1) / LANES;
   workspace *rooms = allocate(threads * sizeof(workspace));
   passage *passages = allocate((groups + 1) * sizeof(passage)); /* one more: NULL then always means a failure */
   if (!rooms || !passages) return free(rooms), free(passages), OUT_OF_MEMORY;
-  for (int thread = 0; thread < threads; thread++) { /* here, because there may be fewer threads than were asked for */
-    memset(rooms[thread].weight_sums, 0, sizeof rooms->weight_sums);
-    memset(rooms[thread].bias_sums, 0, sizeof rooms->bias_sums);
-    rooms[thread].loss = 0;
-  }
+  clear_rooms(rooms, threads); /* here, because there may be fewer threads than were asked for */
 #pragma omp parallel num_threads(threads)
   {
     workspace *own = rooms + omp_get_thread_num();
@@ -186,23 +222,9 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
       backward_group(own->images, weights[0], own->outputs_1, own->pooled_1, own->inner_2, activation, pooling,
                      own->outputs_1, NULL, own->weight_sums[0], own->bias_sums[0], own->padded, FIRST);
     }
-    pointers_into(passages, values, gradients);
-    for (int layer = 0; layer < LAYERS; layer++) {
-#pragma omp for schedule(static) nowait
-      for (long column = 0; column < COUNTS[layer]; column += COLUMNS)
-        linear_weight_gradient(values[layer], COUNTS[layer], gradients[layer + 1], COUNTS[layer + 1], stride, groups,
-                               column, weight_gradients[2 + layer]);
-#pragma omp single nowait
-      linear_bias_gradient(gradients[layer + 1], COUNTS[layer + 1], stride, groups, bias_gradients[2 + layer]);
-    }
+    gradients_of_linear_layers(passages, groups, weight_gradients + 2, bias_gradients + 2);
   }
-  const long apart = sizeof(workspace) / sizeof(lanes);
-  add_up(rooms->weight_sums[0], sizes_of(FIRST).weight, apart, threads, weight_gradients[0]);
-  add_up(rooms->bias_sums[0], sizes_of(FIRST).bias, apart, threads, bias_gradients[0]);
-  add_up(rooms->weight_sums[1], sizes_of(SECOND).weight, apart, threads, weight_gradients[1]);
-  add_up(rooms->bias_sums[1], sizes_of(SECOND).bias, apart, threads, bias_gradients[1]);
-  *loss = 0;
-  for (int thread = 0; thread < threads; thread++) *loss += rooms[thread].loss;
+  add_up_rooms(rooms, threads, weight_gradients, bias_gradients, loss);
   free(rooms);
   free(passages);
   return DONE;

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
-import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,26 +14,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lenet import kernels
-from lenet.kernels import ACTIVATIONS, BLOCKS, POOLINGS, Kernels, UnavailableError
+from lenet.kernels import ACTIVATIONS, BLOCKS, POOLINGS, Kernels
+from lenet.kernels.compiler import OPTIONS, SOURCES
 
-SHAPES = {1: (1, 6, 28, 2), 2: (6, 16, 14, 0)}
-"""Of each block: input channels, output channels, height and width, padding."""
+pytestmark = pytest.mark.compiled
 
 Kind = tuple[int, str, str]
 """Which of the blocks, its activation and its pooling."""
 
-KINDS: list[Kind] = list(itertools.product(SHAPES, ACTIVATIONS, POOLINGS))
+KINDS: list[Kind] = list(itertools.product(BLOCKS, ACTIVATIONS, POOLINGS))
 
 
 @pytest.fixture(scope="session", params=[4, 8, 16], ids=lambda lanes: f"{lanes} lanes")
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The kernels for registers of three widths; those that this machine has not, the compiler makes of others."""
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    options = [*kernels.OPTIONS, f"-DLANES={request.param}", "-Wno-psabi"]
+    options = [*OPTIONS, f"-DLANES={request.param}", "-Wno-psabi"]
     if request.param != kernels.load().lanes:
         options.append("-O1")  # to optimise what the machine cannot do takes long
-    subprocess.run(["gcc", str(kernels.SOURCES / "kernels.c"), *options, "-o", str(library)], check=True)  # noqa: S607
-    return Kernels(library)
+    subprocess.run(["gcc", str(SOURCES / "kernels.c"), *options, "-o", str(library)], check=True)  # noqa: S607
+    return Kernels(ctypes.CDLL(str(library)))
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def two_threads() -> Iterator[None]:
 
 def drawn(number: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, a weight and a bias."""
-    inputs, channels, size, _ = SHAPES[number]
+    inputs, channels, size, _ = BLOCKS[number]
     generator = torch.Generator().manual_seed(count)
     images = torch.rand(count, inputs, size, size, generator=generator)
     weight, bias = torch.randn(channels, inputs, 5, 5, generator=generator), torch.randn(channels, generator=generator)
@@ -57,7 +56,7 @@ def drawn(number: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def by_layers(kind: Kind, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     activation: dict[str, Any] = {"none": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
     pooling: dict[str, Any] = {"average": F.avg_pool2d, "maximum": F.max_pool2d}
-    values = F.conv2d(images, weight, bias, padding=SHAPES[kind[0]][-1])
+    values = F.conv2d(images, weight, bias, padding=BLOCKS[kind[0]].padding)
     result: Tensor = pooling[kind[2]](activation[kind[1]](values), 2)
     return result
 
@@ -246,7 +245,7 @@ def test_what_is_packed_is_unpacked(compiled: Kernels, count: int) -> None:
 
 @pytest.mark.parametrize("number", BLOCKS)
 def test_no_images_have_no_gradient(compiled: Kernels, number: int) -> None:
-    channels, size = BLOCKS[number]
+    channels, size = BLOCKS[number].channels, BLOCKS[number].pooled_size
     computed = compute(
         compiled, (number, "sigmoid", "average"), *drawn(number, 0), torch.empty(0, channels, size, size)
     )
@@ -277,58 +276,47 @@ def test_memory_that_does_not_begin_where_a_register_can_load_it(compiled: Kerne
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-class TestLoading:
-    """Compiling when it is needed, and keeping what was compiled."""
+def test_whatever_is_the_default_type_of_numbers(compiled: Kernels) -> None:
+    kind, parts = (2, "relu", "average"), drawn(2, 5)
+    usual = compute(compiled, kind, *parts, torch.ones(5, 16, 5, 5))
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = compute(compiled, kind, *parts, torch.ones(5, 16, 5, 5, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(usual.values(), again.values(), strict=True))  # type: ignore[arg-type]
 
-    @pytest.fixture(autouse=True)
-    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        monkeypatch.setattr(kernels, "CACHE", tmp_path / "cache")
-        kernels.load.cache_clear()
-        yield tmp_path / "cache"
-        kernels.load.cache_clear()
 
-    def test_it_is_compiled_once(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert kernels.load().lanes in (4, 8, 16)
-        (library,) = cache.iterdir()
-        kernels.load.cache_clear()
-        monkeypatch.setattr(subprocess, "run", None)
-        assert kernels.load().lanes in (4, 8, 16)
-        assert list(cache.iterdir()) == [library]
-
-    def test_a_change_of_the_source_is_compiled(
-        self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        kernels.load()
-        changed = tmp_path / "changed"
-        shutil.copytree(kernels.SOURCES, changed)
-        with (changed / "lanes.h").open("a") as header:
-            header.write("\n/* changed */\n")
-        monkeypatch.setattr(kernels, "SOURCES", changed)
-        kernels.load.cache_clear()
-        kernels.load()
-        assert len(list(cache.iterdir())) == 2
-
-    def test_a_damaged_library_is_compiled_anew(self, cache: Path) -> None:
-        kernels.load()
-        (library,) = cache.iterdir()
-        size = library.stat().st_size
-        library.unlink()  # what is loaded must not change
-        library.write_bytes(b"\x7fELF, but not for long")
-        kernels.load.cache_clear()
-        assert kernels.load().lanes in (4, 8, 16)
-        assert library.stat().st_size == size
-
-    def test_where_nothing_may_be_kept_it_is_compiled_each_time(self, cache: Path) -> None:
-        cache.write_text("a file where the folder should be")
-        assert kernels.load().lanes in (4, 8, 16)
-
-    def test_without_a_compiler_it_is_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PATH", "")
-        with pytest.raises(UnavailableError, match="there is no gcc on this machine"):
-            kernels.load()
-
-    def test_a_compiler_that_fails_says_why(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "kernels.c").write_text("int lane_count(void) { return LANES }\n")
-        monkeypatch.setattr(kernels, "SOURCES", tmp_path)
-        with pytest.raises(UnavailableError, match=r"gcc fails: .*kernels\.c"):
-            kernels.load()
+def test_tensors_that_c_would_misread_are_refused(compiled: Kernels, subtests: pytest.Subtests) -> None:
+    images, weight, bias = drawn(1, 5)
+    groups, labels = compiled.pack(images), torch.zeros(5, dtype=torch.int64)
+    results = compiled.block_forward(1, "relu", "average", groups, weight, bias)
+    meta = torch.device("meta")
+    mistakes: dict[str, Callable[[], object]] = {
+        "images of half precision": lambda: compiled.pack(images.half()),
+        "images elsewhere": lambda: compiled.pack(images.to(meta)),
+        "groups of another width": lambda: compiled.unpack(groups[..., 1:]),
+        "small images": lambda: compiled.block_forward(1, "relu", "average", groups[:, :, 1:], weight, bias),
+        "weight in double precision": lambda: compiled.block_forward(
+            1, "relu", "average", groups, weight.double(), bias
+        ),
+        "weight of the other block": lambda: compiled.block_forward(2, "relu", "average", groups, weight, bias),
+        "gradient of another shape": lambda: compiled.block_backward(
+            1,
+            "relu",
+            "average",
+            weight,
+            groups,
+            *results,
+            groups,
+        ),
+        "bits": lambda: train(compiled, "relu", "average", images > 0, labels, 1.0, *lenet_parts()),
+        "several labels": lambda: train(
+            compiled, "relu", "average", images, labels[:, None].expand(5, 2), 1.0, *lenet_parts()
+        ),
+        "fewer labels": lambda: train(compiled, "relu", "average", images, labels[1:], 1.0, *lenet_parts()),
+        "labels in float": lambda: train(compiled, "relu", "average", images, labels.float(), 1.0, *lenet_parts()),
+    }
+    for name, mistake in mistakes.items():
+        with subtests.test(name), pytest.raises(ValueError, match="is needed"):
+            mistake()
