@@ -9,6 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -290,6 +292,20 @@ def test_a_hook_around_each_step_is_called_and_changes_nothing(tmp_path: Path) -
         torch.testing.assert_close(other.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
 
 
+def test_a_hook_that_is_set_on_a_callback_is_called(tmp_path: Path) -> None:
+    calls: list[int] = []
+    listener = LambdaCallback(on_after_backward=lambda trainer, *_: calls.append(trainer.global_step))
+    in_blocks(3, tmp_path, callbacks=[listener])
+    assert calls == list(range(8))
+
+
+def test_a_profiler_sees_each_step(tmp_path: Path) -> None:
+    profiler = SimpleProfiler()
+    in_blocks(3, tmp_path, profiler=profiler)
+    assert len(profiler.recorded_durations["optimizer_step"]) == 8
+
+
+@pytest.mark.compiled
 def test_fused_or_not_the_course_of_training_is_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, plain = (Classifier(LeNet(), partial(SGD, lr=0.5), fuse=choice) for choice in (True, False))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lenet import bypass
 from lenet.data import Batch, Block, ImageDataModule
 from lenet.errors import DivergenceError
 from lenet.fused import fused
@@ -23,9 +24,6 @@ from lenet.tally import Tally
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-
-STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-"""What Lightning calls around each step of an optimizer."""
 
 
 class Classifier(pl.LightningModule):
@@ -65,7 +63,7 @@ class Classifier(pl.LightningModule):
         self.automatic_optimization = False
         self.net = net
         self._fused = fused(net) if fuse else None
-        if self._fused is None:
+        if self._fused is None or not self._fused.is_lenet:
             self._to_channels_last()
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
@@ -93,7 +91,8 @@ class Classifier(pl.LightningModule):
         return logits
 
     def _to_channels_last(self) -> None:
-        # Layer by layer, LeNet trains considerably faster with channels last, in images and weights alike.
+        # Layer by layer, LeNet trains considerably faster with channels last, in images and weights alike. (What is
+        # fused in part goes layer by layer with batches that the kernels are not made for.)
         self.net.to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
@@ -124,9 +123,9 @@ class Classifier(pl.LightningModule):
         for size in 2 * list(batch_sizes):
             # By the number of images, a batch is a problem of its own for the library that convolves.
             images = torch.randint(256, (size, 1, 28, 28), generator=generator, dtype=torch.uint8).to(self.device)
-            twin(images).sum().backward()
+            labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+            twin.compute_gradients(Batch(images, labels, size, "train"), Tally(), optimizer)
             optimizer.step()
-            optimizer.zero_grad()
 
     def on_train_epoch_start(self) -> None:
         self.training_tally, self._unread_steps, self._epoch_finished = Tally(), [], False
@@ -135,17 +134,20 @@ class Classifier(pl.LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert scheduler is None or isinstance(scheduler, LRScheduler)
-        step, last, images, in_full = self.trainer.global_step, self.trainer.max_steps, 0, self._needs_lightning()
+        step, last, images, bypassed = self.trainer.global_step, self.trainer.max_steps, 0, bypass.is_possible(self)
         for batch in block.batches():
             lr = optimizer.param_groups[0]["lr"]
-            if in_full:
+            if bypassed:
+                self.compute_gradients(batch, self.training_tally, optimizer)
+            else:
                 optimizer.zero_grad()
                 self.manual_backward(self.loss(batch))
-            else:
-                self.compute_gradients(batch, self.training_tally, optimizer)
             if self.gradient_clip_val is not None:
                 self._clip_gradients(self.gradient_clip_val)
-            self._step(optimizer, in_full)
+            if bypassed:
+                bypass.step(optimizer, self.trainer)
+            else:
+                optimizer.step()
             if scheduler is not None:
                 scheduler.step()
             step += 1
@@ -161,19 +163,6 @@ class Classifier(pl.LightningModule):
         ends = self.trainer.is_last_batch or self.trainer.should_stop
         self.at_log_point = ends or 0 < every <= len(self._unread_steps)
 
-    def _needs_lightning(self) -> bool:
-        """Whether Lightning has something to do in each backward and step, beyond calling hooks that nobody uses.
-
-        That takes 0.2 ms, some hundredths of a step. With several devices it brings their gradients together.
-        """
-        listeners: list[object] = [self, *self.trainer.callbacks]  # type: ignore[attr-defined]
-        return self.trainer.world_size > 1 or any(
-            getattr(type(each), hook) is not getattr(parent, hook)
-            for each in listeners
-            for parent in (pl.LightningModule if each is self else pl.Callback,)
-            for hook in STEP_HOOKS
-        )
-
     def compute_gradients(self, batch: Batch, tally: Tally, optimizer: Optimizer | LightningOptimizer) -> None:
         """Leave the gradients of a batch's mean loss in the parameters, on one device; adds the batch to the tally."""
         if self._fused is not None and self._fused.trains(batch.images):
@@ -181,16 +170,6 @@ class Classifier(pl.LightningModule):
         else:
             optimizer.zero_grad()
             (self.summed_loss(batch, tally) / batch.total).backward()  # type: ignore[no-untyped-call]
-
-    def _step(self, optimizer: LightningOptimizer, in_full: bool) -> None:
-        """A step of the optimizer, which Lightning's global step counts."""
-        if in_full:
-            optimizer.step()
-        else:
-            optimizer.optimizer.step()
-            counter = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-            counter.increment_ready()
-            counter.increment_completed()
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross entropy over the whole batch, of all devices; adds to `training_tally`.
