@@ -60,7 +60,7 @@ def add_trained_lenet(page: Page, settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = run(settings, Path(folder))
         checkpoint = torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
-    classifier = build_classifier(settings)
+    classifier = build_classifier(settings, torch.device("cpu"))
     classifier.load_state_dict(checkpoint["state_dict"])
     data = build_data(settings)
     _, test = data.load()

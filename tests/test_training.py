@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def weights(run: Finished) -> dict[str, torch.Tensor]:
 def test_output_into_a_pipe(finished_run: Finished) -> None:
     assert finished_run.stderr == ""
     lines = finished_run.stdout.splitlines()
+    if shutil.which("gcc") is None:
+        assert lines.pop(0).startswith("fuse=true: there is no gcc")
     start = [line.split()[0] for line in lines[:14]]
     assert (start[0], start[1], start[12], start[13]) == ("stage", "conv1", "fc3", "total")
     assert lines[15] == f"Run folder: {finished_run.folder}"
@@ -40,6 +43,16 @@ def test_output_into_a_pipe(finished_run: Finished) -> None:
     loss, train_acc, test_acc = m["train/loss"], m["train/acc"], m["test/acc"]
     assert lines[-2] == f"loss {loss:.3f}, train acc {train_acc:.3f}, test acc {test_acc:.3f}"
     assert lines[-1] == f"{m['train/examples_per_sec']:.1f} examples/sec on {m['device']}"
+
+
+def test_without_a_compiler_a_run_says_so_once_and_goes_on(
+    train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    for overrides in (["device=cpu"], ["device=ddp"]):
+        run = train_command(*SMALL, "trainer.max_epochs=1", *overrides)
+        assert run.status == 0, run.stderr
+        assert (run.stdout + run.stderr).count("fuse=true: there is no gcc on this machine") == 1
 
 
 def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
@@ -119,7 +132,7 @@ def test_a_diverging_run_names_its_step(train_here: TrainCommand) -> None:
 def test_a_diverging_run_keeps_the_last_good_checkpoint(
     train_here: TrainCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(settings: Settings) -> Classifier:
+    def build(settings: Settings, device: torch.device) -> Classifier:
         net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step=6))  # of 4 an epoch
         return Classifier(net, partial(SGD, lr=0.01))
 
@@ -170,7 +183,7 @@ def test_the_quick_experiments_keep_to_their_images_and_parameters(experiment: s
     data, limit = settings.data, settings.trainer.max_steps
     steps = settings.trainer.max_epochs * -(-(60_000 - data.val_size) // data.batch_size)
     assert min(steps, limit if limit != -1 else steps) * data.batch_size <= most
-    assert sum(p.numel() for p in build_classifier(settings).parameters()) <= 62_200
+    assert sum(p.numel() for p in build_classifier(settings, torch.device("cpu")).parameters()) <= 62_200
 
 
 def test_the_sprint_on_the_real_images(train_here: TrainCommand, real_root: Path) -> None:

@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def objects_set_aside() -> Iterator[None]:
-    """Spare Python's garbage collector the objects that exist now, until this ends."""
+    """Spare Python's garbage collector the objects that exist now, until this ends; enables it, and leaves it so."""
     gc.collect()  # what an earlier run in this process has left is not to be kept
     gc.freeze()
     gc.enable()

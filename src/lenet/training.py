@@ -101,7 +101,6 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     keep_freed_memory()
     pl.seed_everything(settings.seed, verbose=False)
     data = build_data(settings)
-    classifier = build_classifier(settings)
     throughput = Throughput()
     checkpoint = checkpoint_callback(folder / "checkpoints", settings.data.val_size)
     logger = RunLogger(folder)
@@ -114,10 +113,11 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         plugins=[in_background()],
         default_root_dir=folder,
     )
+    if not trainer.is_global_zero:
+        logging.disable()  # one process speaks for all
+    classifier = build_classifier(settings, trainer.strategy.root_device)
     if trainer.is_global_zero:
         _describe(folder, settings, classifier, logger)
-    else:
-        logging.disable()  # one process speaks for all
 
     try:
         with objects_set_aside():
@@ -154,14 +154,15 @@ def build_data(settings: Settings) -> ImageDataModule:
     return data
 
 
-def build_classifier(settings: Settings) -> Classifier:
-    """The module of a configuration, its weights drawn anew."""
+def build_classifier(settings: Settings, device: torch.device) -> Classifier:
+    """The module of a configuration, to be trained on that device; its weights drawn anew."""
     net: nn.Sequential = instantiate(settings.section("model"), _convert_="all")
     xavier_uniform_(net)
     optimizer = instantiate(settings.section("optimizer"), _convert_="all")
     scheduler = instantiate(settings.section("scheduler"), _convert_="all") if settings.scheduler else None
     clipping = {name: value for name, value in settings.section("trainer").items() if name.startswith("gradient_clip_")}
-    fuse = settings.fuse and settings.precision == "float32"  # the only one that kernels are made for
+    # What kernels are made for; elsewhere there is no need to compile them.
+    fuse = settings.fuse and settings.precision == "float32" and device.type == "cpu"
     return Classifier(net, optimizer, scheduler, fuse, **clipping)
 
 
