@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lenet import fashion_mnist
 from lenet.cli import compose_settings
 from lenet.errors import UserError
+from lenet.kernels import load
+from lenet.kernels.compiler import UnavailableError
 from lenet.training import run
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,15 @@ notes: list[str] = []
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for note in notes:
         terminalreporter.write_line(note)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of compiled kernels need what these need, except where a check of the project is to be complete."""
+    if item.get_closest_marker("compiled") and "CI" not in os.environ:
+        try:
+            load()
+        except UnavailableError as reason:
+            pytest.skip(f"no compiled kernels: {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lenet import fashion_mnist
+from lenet.preflight import gpu_is_possible
 from tests.conftest import PROJECT, Finished, TrainCommand
 
 
@@ -113,6 +114,15 @@ def test_a_folder_that_holds_something_is_not_used_for_a_run(train_command: Trai
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def test_a_folder_that_cannot_be(train_command: TrainCommand, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / ("x" * 300), tmp_path / "file" / "run"):
+        run = train_command("data=synthetic", folder=folder)
+        assert run.status == 1
+        assert run.stderr.startswith("error: hydra.run.dir=")
+        assert len(run.stderr.splitlines()) == 1
+
+
 def test_help_fits_a_screen_and_does_not_wait_for_torch() -> None:
     command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -133,6 +143,7 @@ def test_help_fits_a_screen_and_does_not_wait_for_torch() -> None:
         ["+trainer.max_epoch=3"],
         ["device=cpu", "device.devices=999"],
         [f"hydra.run.dir='{PROJECT}'"],
+        pytest.param(["device=gpu"], marks=pytest.mark.skipif(gpu_is_possible(), reason="there may be a GPU")),
     ],
 )
 def test_a_mistake_is_answered_before_torch_is_loaded(overrides: list[str]) -> None:

@@ -15,8 +15,14 @@ from torch.nn import functional as F
 
 from lenet import fused as fused_module
 from lenet import kernels, layers
+from lenet.data import Batch
 from lenet.fused import Fused, fused
+from lenet.kernels.compiler import UnavailableError
 from lenet.model import LeNet, NormalizedLeNet, xavier_uniform_
+from lenet.module import Classifier
+from lenet.tally import Tally
+
+pytestmark = pytest.mark.compiled
 
 ACTIVATIONS, POOLINGS = (nn.Sigmoid, nn.ReLU), (nn.AvgPool2d, nn.MaxPool2d)
 
@@ -89,6 +95,10 @@ def test_a_normalisation_never_sees_what_fills_up_a_group() -> None:
     assert plan.fits(odd[1:])
     net.eval()
     assert plan.fits(odd)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = None  # it then looks at the batch in evaluation too
+    assert not plan.fits(odd)
     assert Fused(lenet()).fits(odd)
 
 
@@ -130,16 +140,43 @@ def test_what_has_no_training_step_of_its_own() -> None:
         plan = Fused(net)
         assert plan.fits(images)
         assert not plan.trains(images)
-        assert_same(net, images) if net is not frozen else None
+        if net is not frozen:
+            assert_same(net, images)
     assert Fused(lenet()).trains(images)
     assert not Fused(lenet()).trains(images.double())
 
 
+def test_a_parameter_that_is_not_trained_gets_no_gradient() -> None:
+    net, images, labels = lenet(), torch.rand(5, 1, 28, 28), torch.arange(5)
+    for name in ("conv2.weight", "conv1.bias", "fc1.weight"):
+        net.get_parameter(name).requires_grad_(False)
+    other = copy.deepcopy(net)
+    F.cross_entropy(Fused(net)(images), labels).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(other(images), labels).backward()  # type: ignore[no-untyped-call]
+    for (name, ours), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert net.get_parameter("conv2.weight").grad is None
+
+
 def test_parameters_replaced_by_a_move_are_found() -> None:
-    net = lenet()
+    net, images = lenet(), torch.rand(2, 1, 28, 28)
     plan = Fused(net)
-    net[-1].bias = nn.Parameter(torch.full((10,), 100.0))
-    assert plan(torch.rand(2, 1, 28, 28)).min() > 50
+    for name in ("conv1", "fc1"):
+        layer = net.get_submodule(name)
+        layer.weight = nn.Parameter(-net.get_parameter(f"{name}.weight").detach())
+    expected = net(images)
+    torch.testing.assert_close(plan(images), expected)
+    _, logits = plan.training_step(images, torch.zeros(2, dtype=torch.int64), 1.0)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_a_layer_that_stands_in_several_places() -> None:
+    activation, images = nn.Sigmoid(), torch.rand(2, 1, 28, 28)
+    net = LeNet(activation=lambda: activation)
+    plan = Fused(net)
+    torch.testing.assert_close(plan(images), net(images))
+    _, logits = plan.training_step(images, torch.zeros(2, dtype=torch.int64), 1.0)
+    torch.testing.assert_close(logits, net(images))
 
 
 def test_the_images_need_not_be_contiguous() -> None:
@@ -159,7 +196,7 @@ def test_a_parameter_changed_before_the_backward_is_noticed() -> None:
     net = lenet()
     loss = Fused(net)(torch.rand(2, 1, 28, 28)).sum()
     with torch.no_grad():
-        net.get_parameter("fc3.weight").mul_(3)
+        net.get_parameter("conv2.weight").mul_(3)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -184,10 +221,59 @@ def test_without_a_backward_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_layer_that_is_listened_to_is_called() -> None:
     net, images = lenet(), torch.rand(2, 1, 28, 28)
     plan = Fused(net)
-    listener = net[0].register_forward_hook(lambda *_: None)
-    assert not plan.fits(images)
-    listener.remove()
-    assert plan.fits(images)
+    for layer in (net, net[0], net[-1]):
+        for listen in (
+            layer.register_forward_hook,
+            layer.register_forward_pre_hook,
+            layer.register_full_backward_hook,
+            layer.register_full_backward_pre_hook,
+        ):
+            listener = listen(lambda *_: None)
+            assert not plan.fits(images)
+            listener.remove()
+            assert plan.fits(images)
+
+
+def test_who_listens_to_a_gradient_has_autograd() -> None:
+    net, images = lenet(), torch.rand(2, 1, 28, 28)
+    plan, weight = Fused(net), net.get_parameter("fc1.weight")
+    for listen in (weight.register_hook, weight.register_post_accumulate_grad_hook):
+        listener = listen(lambda *_: None)  # type: ignore[no-untyped-call]
+        assert plan.fits(images)
+        assert not plan.trains(images)
+        listener.remove()
+        assert plan.trains(images)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        assert not plan.trains(images)
+
+
+def test_a_network_that_is_traced_is_recorded_layer_by_layer() -> None:
+    net, images = lenet().requires_grad_(False), torch.rand(2, 1, 28, 28)
+    module = Classifier(net, partial(torch.optim.SGD, lr=0.1))
+    traced = torch.jit.trace(lambda images: module(images), images)  # type: ignore[no-untyped-call]
+    other = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(traced(other), net(other))
+
+
+def test_weights_that_c_would_misread_are_not_its() -> None:
+    images = torch.rand(2, 1, 28, 28)
+    for name in ("conv1.weight", "conv2.bias", "fc2.weight"):
+        net = lenet()
+        layer, _, kind = name.partition(".")
+        setattr(net.get_submodule(layer), kind, nn.Parameter(net.get_parameter(name).double()))
+        assert not Fused(net).trains(images)
+        assert Fused(net).fits(images) == (layer == "fc2")
+    assert not Fused(lenet().to("meta")).fits(images)
+
+
+def test_a_training_step_with_channels_last_weights() -> None:
+    net, other = lenet(), lenet()
+    module = Classifier(net.to(memory_format=torch.channels_last), partial(torch.optim.SGD, lr=0.1))
+    images, labels = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8), torch.arange(9)
+    module.compute_gradients(Batch(images, labels, 9, "train"), Tally(), module.optimizer_factory(module.parameters()))
+    F.cross_entropy(other(images / 255), labels).backward()  # type: ignore[no-untyped-call]
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_other_networks_are_not_fused() -> None:
@@ -229,7 +315,7 @@ def test_without_a_compiler_the_user_hears_of_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unavailable() -> None:
-        raise kernels.UnavailableError("there is no gcc on this machine")
+        raise UnavailableError("there is no gcc on this machine")
 
     monkeypatch.setattr(fused_module, "load", unavailable)
     with caplog.at_level(logging.WARNING):

@@ -26,7 +26,17 @@ def test_a_lightning_whose_files_lie_elsewhere_is_asked(tmp_path: Path, monkeypa
 
 
 def test_where_torch_finds_a_gpu_one_is_possible() -> None:
-    assert preflight.gpu_is_possible() or not CUDAAccelerator.is_available()
+    if not CUDAAccelerator.is_available():
+        pytest.skip("torch finds no GPU here")
+    assert preflight.gpu_is_possible()
+
+
+def test_a_gpu_is_possible_where_dev_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.sys, "platform", "linux")  # type: ignore[attr-defined]
+    monkeypatch.setattr(preflight, "GPU_DEVICES", ("no such device*",))
+    assert not preflight.gpu_is_possible()
+    monkeypatch.setattr(preflight, "GPU_DEVICES", ("no such device*", "nul*"))
+    assert preflight.gpu_is_possible()
 
 
 def test_a_gpu_is_asked_for_where_there_is_none() -> None:

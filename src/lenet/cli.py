@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -10,7 +11,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def compose_settings(project: Path, *overrides: str) -> Settings:
         return read_settings(compose("train", overrides=list(overrides)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what the user can mend into one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 shows all."""
     try:
@@ -113,7 +113,7 @@ class Preflight(Callback):
                 config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
 
 
-@contextmanager
+@contextlib.contextmanager
 def _nothing_swallowed() -> Iterator[None]:
     """Hydra turns an exception in a callback into a warning and goes on; let a defect of ours end the program."""
     try:
@@ -139,8 +139,11 @@ def _claim(config: DictConfig, key: str) -> Path:
 def _refuse_taken(config: DictConfig, key: str) -> None:
     """Refuse a folder that the user chose and that is not empty: at once, and once more when it is claimed."""
     wanted = _wanted(config, key)
-    if _chosen_by_user(config, key) and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
-        raise _taken(wanted, key)
+    if not _chosen_by_user(config, key):
+        return
+    with contextlib.suppress(OSError):  # what cannot be looked at cannot be created either, which says more
+        if wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+            raise _taken(wanted, key)
 
 
 def _wanted(config: DictConfig, key: str) -> Path:

@@ -15,90 +15,31 @@ What that gains is measured by `scripts/benchmark.py train`: compare its `own st
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from lenet.kernels import UnavailableError, load
+from lenet.kernels import BLOCKS, KERNEL_SIZE, load
+from lenet.kernels.autograd import Block, Chain, Pack, Stage, Unpack
+from lenet.kernels.compiler import UnavailableError
 from lenet.model import LeNet
 
 log = logging.getLogger(__name__)
 
-Tensors = Sequence[Tensor]
-
-ACTIVATIONS: dict[type[nn.Module], str] = {nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
-POOLINGS: dict[type[nn.Module], str] = {nn.AvgPool2d: "average", nn.MaxPool2d: "maximum"}
+ACTIVATION_NAMES: dict[type[nn.Module], str] = {nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
+POOLING_NAMES: dict[type[nn.Module], str] = {nn.AvgPool2d: "average", nn.MaxPool2d: "maximum"}
+"""As `lenet.kernels` calls them."""
 
 BETWEEN = (nn.Sigmoid, nn.ReLU, nn.ELU, nn.GELU, nn.BatchNorm2d)
 """What may follow a pooling: layers to which it is all the same whether images lie one after the other."""
 
 
-class Stage(ABC):
-    """One step through the network, and back."""
-
-    def parameters(self) -> Tensors:
-        """Read anew at each step: of a network that was moved to another device and back, they are other objects."""
-        return ()
-
-    @abstractmethod
-    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
-        """What comes out, and what `backward` will need besides the parameters."""
-
-    @abstractmethod
-    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor | None, Tensors]:
-        """From the gradient of what came out to those of what went in (images need none) and of the parameters."""
-
-
-class Pack(Stage):
-    """Images, bytes or floats, (N, 1, 28, 28), side by side in groups; zeros fill up the last."""
-
-    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
-        return load().pack(values), ()
-
-    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[None, Tensors]:
-        return None, ()
-
-
-class Unpack(Stage):
-    """From groups to images one after the other, each as a row; those that filled up the last group come along."""
-
-    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
-        return load().unpack(values), ()
-
-    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor, Tensors]:
-        return load().pack(gradient), ()
-
-
-@dataclass(frozen=True)
-class Block(Stage):
-    """LeNet's first or second convolution, with activation and pooling."""
-
-    number: int
-    conv: nn.Conv2d
-    activation: str
-    pooling: str
-
-    def parameters(self) -> Tensors:
-        assert self.conv.bias is not None
-        return self.conv.weight, self.conv.bias
-
-    def forward(self, values: Tensor, parameters: Tensors) -> tuple[Tensor, Tensors]:
-        outputs, pooled = load().block_forward(self.number, self.activation, self.pooling, values, *parameters)
-        return pooled, (values, outputs, pooled)
-
-    def backward(self, saved: Tensors, parameters: Tensors, gradient: Tensor) -> tuple[Tensor | None, Tensors]:
-        values, outputs, pooled = saved
-        inner, *others = load().block_backward(
-            self.number, self.activation, self.pooling, parameters[0], values, outputs, pooled, gradient
-        )
-        return inner, others
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Fused:
@@ -114,9 +55,9 @@ class Fused:
 
     def __init__(self, net: nn.Sequential) -> None:
         self.net = net
-        layers = deque(net.children())
+        layers = deque(net)
         parts: list[Stage | nn.Module] = [Pack()]
-        for number in (1, 2):
+        for number in BLOCKS:
             parts.append(_take_block(number, layers))
             while layers and type(layers[0]) in BETWEEN and not getattr(layers[0], "inplace", False):
                 parts.append(layers.popleft())
@@ -127,15 +68,21 @@ class Fused:
         self.on_rows = list(layers)
         self._lenet = _whole_lenet(net)
         # Looked at in each step, so kept at hand.
-        self._first = next(part.conv for part in parts if isinstance(part, Block))
-        self._listeners = [hooks for layer in net for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
+        self._blocks = [part for part in parts if isinstance(part, Block)]
         self._norms = [layer for layer in parts if isinstance(layer, nn.BatchNorm2d)]
+        self._hooks = [getattr(layer, kind) for layer in net.modules() for kind in MODULE_HOOKS]
         load()
+
+    @property
+    def is_lenet(self) -> bool:
+        """Whether the network is one that a compiled training step is made for."""
+        return self._lenet is not None
 
     def fits(self, images: Tensor) -> bool:
         """Whether the kernels are made for these images: 28×28, on the CPU, in single precision, without a gradient.
 
-        And whether nobody listens to a layer, which would not be called.
+        And for the network as it is now. Not, if somebody listens to a layer, which would not be called, or has the
+        operations recorded.
         """
         return (
             images.device.type == "cpu"
@@ -143,10 +90,15 @@ class Fused:
             and images.shape[1:] == (1, 28, 28)
             and not images.requires_grad
             and not torch.is_autocast_enabled("cpu")
-            and self._first.weight.dtype == torch.float32
-            and not any(self._listeners)
-            # A normalisation would take what fills up the last group for images.
-            and (len(images) % load().lanes == 0 or not any(norm.training for norm in self._norms))
+            and not torch._C._is_tracing()
+            and not torch.compiler.is_compiling()
+            and not any(self._hooks)
+            and all(_is_plain(parameter) for block in self._blocks for parameter in block.parameters())
+            # A normalisation that looks at the batch would take what fills up the last group for images.
+            and (
+                len(images) % load().lanes == 0
+                or not any(norm.training or norm.running_mean is None for norm in self._norms)
+            )
         )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -158,7 +110,7 @@ class Fused:
         for part in self.on_groups:
             if isinstance(part, tuple):
                 parameters = [parameter for stage in part for parameter in stage.parameters()]
-                values = _Chain.apply(values, part, *parameters)
+                values = Chain.apply(values, part, *parameters)
             else:  # in four dimensions: groups, channels, pixels, images of a group
                 values = part(values.flatten(2, 3)).view_as(values)
         values = values if len(values) == len(images) else values[: len(images)]
@@ -168,7 +120,9 @@ class Fused:
 
     def trains(self, images: Tensor) -> bool:
         """Whether `training_step` can be called with these images."""
-        return self._lenet is not None and self.fits(images) and self._lenet.all_are_trained()
+        return (
+            self._lenet is not None and self.fits(images) and self._lenet.is_ready() and not torch.is_anomaly_enabled()
+        )
 
     def training_step(self, images: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Leave the gradients of `scale` times the summed cross entropies in the parameters, instead of what was there.
@@ -200,33 +154,6 @@ def fused(net: nn.Module) -> Fused | None:
         return None
 
 
-class _Chain(torch.autograd.Function):
-    """Stages that follow each other, as one node. The parameters are arguments so that autograd knows of them."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, stages: tuple[Stage, ...], *parameters: Tensor) -> Tensor:
-        given, kept, ctx.stages, ctx.shape = iter(parameters), list[Tensor](), [], values.shape
-        for stage in stages:
-            own = tuple(islice(given, len(stage.parameters())))
-            values, saved = stage.forward(values, own)
-            ctx.stages.append((stage, len(saved), len(own)))
-            kept += [*saved, *own]
-        # Autograd's own keeping: it lets go of them in time, and notices if one was changed in between.
-        ctx.save_for_backward(*kept)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, gradients = list(ctx.saved_tensors), list[Tensor]()
-        for stage, saved_count, own_count in reversed(ctx.stages):
-            own = [kept.pop() for _ in range(own_count)][::-1]
-            saved = [kept.pop() for _ in range(saved_count)][::-1]
-            gradient, others = stage.backward(saved, own, gradient)
-            gradients[:0] = others
-        return None if gradient is None else gradient.view(ctx.shape), None, *gradients
-
-
 @dataclass(frozen=True)
 class _WholeLeNet:
     """The layers of a LeNet that have parameters, and the kinds of its others."""
@@ -235,14 +162,28 @@ class _WholeLeNet:
     activation: str
     pooling: str
 
-    def all_are_trained(self) -> bool:
-        return all(layer.weight.requires_grad and layer.bias.requires_grad for layer in self.layers)
+    def is_ready(self) -> bool:
+        """Whether all parameters are trained, lie in memory as C reads them, and nobody listens to a gradient."""
+        return all(
+            parameter.requires_grad
+            and _is_plain(parameter)
+            and parameter.is_contiguous()
+            and not parameter._backward_hooks
+            and not parameter._post_accumulate_grad_hooks
+            for layer in self.layers
+            for parameter in (layer.weight, layer.bias)
+        )
 
     def training_step(self, images: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         weights, biases = [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
         gradients = [_gradient(parameter) for parameter in (*weights, *biases)]
         into = gradients[: len(weights)], gradients[len(weights) :]
         return load().training_step(self.activation, self.pooling, images, labels, scale, weights, biases, *into)
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether C can read it."""
+    return parameter.device.type == "cpu" and parameter.dtype == torch.float32
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -254,7 +195,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _whole_lenet(net: nn.Sequential) -> _WholeLeNet | None:
     layers = list(net)
-    for (activation, its_name), (pooling, name) in product(ACTIVATIONS.items(), POOLINGS.items()):
+    for (activation, its_name), (pooling, name) in product(ACTIVATION_NAMES.items(), POOLING_NAMES.items()):
         with torch.device("meta"):
             known = list(LeNet(nn.Conv2d, pooling, activation))
         if len(layers) == len(known) and all(map(_is, layers, known)):
@@ -276,16 +217,17 @@ def _chains(parts: Sequence[Stage | nn.Module]) -> list[tuple[Stage, ...] | nn.M
 
 
 def _take_block(number: int, layers: deque[nn.Module]) -> Block:
+    shape = BLOCKS[number]
     with torch.device("meta"):  # without weights, so that no random numbers are drawn
-        wanted = nn.Conv2d(1, 6, kernel_size=5, padding=2) if number == 1 else nn.Conv2d(6, 16, kernel_size=5)
+        wanted = nn.Conv2d(shape.inputs, shape.channels, KERNEL_SIZE, padding=shape.padding)
     conv = _take(layers, [wanted])
-    activation = _take(layers, [kind() for kind in ACTIVATIONS])
-    pooling = _take(layers, [kind(kernel_size=2) for kind in POOLINGS])
+    activation = _take(layers, [kind() for kind in ACTIVATION_NAMES])
+    pooling = _take(layers, [kind(kernel_size=2) for kind in POOLING_NAMES])
     if conv is None or pooling is None or getattr(pooling, "divisor_override", None) is not None:
         raise ValueError("only LeNet's convolutions and poolings, of PyTorch's own layers, can be compiled")
     assert isinstance(conv, nn.Conv2d)
-    name = "none" if activation is None else ACTIVATIONS[type(activation)]
-    return Block(number, conv, name, POOLINGS[type(pooling)])
+    name = "none" if activation is None else ACTIVATION_NAMES[type(activation)]
+    return Block(number, conv, name, POOLING_NAMES[type(pooling)])
 
 
 def _take(layers: deque[nn.Module], wanted: Sequence[nn.Module]) -> nn.Module | None:

@@ -22,7 +22,8 @@ GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
 
 
 def check(settings: Settings) -> None:
-    """
+    """Refuse arguments that Lightning's Trainer does not know, and devices that are not there.
+
     Raises:
         UserError: names the key that is wrong, its value and what would be right.
     """
@@ -34,7 +35,8 @@ def check(settings: Settings) -> None:
 
 
 def check_device(device: Device, has_gpu: bool) -> None:
-    """
+    """Refuse a GPU where there is none, and more devices than there can be.
+
     Raises:
         UserError: the machine does not have what was asked for.
     """
@@ -59,13 +61,13 @@ def trainer_arguments() -> Set[str]:
     """The names that Lightning's Trainer takes."""
     try:
         package = importlib.util.find_spec("lightning")
-        assert package is not None
-        assert package.origin is not None
+        if package is None or package.origin is None:
+            raise ValueError("lightning is not in files")
         tree = ast.parse((Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py").read_text())
         (trainer,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Trainer")
         (init,) = (node for node in trainer.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
         return {argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)} - {"self"}
-    except (OSError, SyntaxError, ValueError, AssertionError):  # its files lie elsewhere in this version: ask it
+    except (OSError, SyntaxError, ValueError):  # its files lie elsewhere in this version: ask it
         import inspect
 
         from lightning.pytorch import Trainer

@@ -4,9 +4,9 @@
 
 Measured are LeNet's two convolutions and two poolings, and a whole training step of it, with a batch of 256 images.
 The contenders are LeNets that differ in their layers alone: PyTorch's (`builtin`), and ours with each algorithm, all
-in channels-last layout, as train.py has them. Layers are timed on the tensors that they meet in their own LeNet:
-input and the output's gradient are recorded during one training step, values and memory layout alike. The backward
-computes what training needs: no gradient for images.
+in channels-last layout, as train.py has them where it computes layer by layer. Layers are timed on the tensors that
+they meet in their own LeNet: input and the output's gradient are recorded during one training step, values and memory
+layout alike. The backward computes what training needs: no gradient for images.
 
 The contenders take their turns one after the other, in each round another begins; each runs once to warm up and once
 for the clock. A ratio is that of one round. Peak extra memory is what a forward and backward pass takes at most
