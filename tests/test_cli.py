@@ -117,7 +117,7 @@ def test_a_folder_that_holds_something_is_not_used_for_a_run(train_command: Trai
 def test_a_folder_that_cannot_be(train_command: TrainCommand, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / ("x" * 300), tmp_path / "file" / "run"):
-        run = train_command("data=synthetic", folder=folder)
+        run = train_command("data=synthetic", folder=folder, cwd=tmp_path)
         assert run.status == 1
         assert run.stderr.startswith("error: hydra.run.dir=")
         assert len(run.stderr.splitlines()) == 1
