@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +56,17 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(
         run = train_command(*SMALL, "trainer.max_epochs=1", *overrides)
         assert run.status == 0, run.stderr
         assert (run.stdout + run.stderr).count("fuse=true: there is no gcc on this machine") == 1
+
+
+def test_a_run_loads_what_it_uses() -> None:
+    words = ["data=synthetic", "trainer.max_epochs=1", "data.train_size=300", "data.val_size=100", "hydra.run.dir=run"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "lightning.pytorch", "torchmetrics.metric"} <= imported
+    assert imported.isdisjoint({"torchvision", "matplotlib"})
 
 
 def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:

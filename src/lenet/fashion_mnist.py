@@ -1,8 +1,9 @@
 """Fashion-MNIST's four files: obtained from the first source that has them, verified, read.
 
 Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms"
-(2017). torchvision knows the file format and the mirrors; what it does not do is verify the unpacked files, or
-keep two processes and a broken download apart. That is done here.
+(2017). torchvision knows the mirrors, and downloads; what it does not do is verify the unpacked files, or keep two
+processes and a broken download apart. That is done here. It is loaded where something is downloaded alone, as it takes
+its time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from filelock import FileLock
 from torch import Tensor
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import download_url
 
 from lenet.errors import UserError
 
@@ -105,7 +105,7 @@ def obtain(root: Path, mirrors: Sequence[str] | None = None) -> None:
             _make_folder(root)
             raw.mkdir(parents=True, exist_ok=True)
             with FileLock(raw / ".lock"):
-                _fetch_missing(raw, FashionMNIST.mirrors if mirrors is None else mirrors)
+                _fetch_missing(raw, mirrors)
     except OSError as error:
         raise UserError(
             f"{raw}: cannot be used ({error.strerror or error}); set data.root to a folder that can be read and written"
@@ -120,12 +120,17 @@ def load(root: Path) -> tuple[Images, Images]:
     raw = raw_folder(root)
     train, test = (
         Images(
-            read_image_file(str(raw / f"{part}-images-idx3-ubyte")),
-            read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+            _read(raw / f"{part}-images-idx3-ubyte", dimensions=3).view(-1, 28, 28),
+            _read(raw / f"{part}-labels-idx1-ubyte", dimensions=1).long(),
         )
         for part in ("train", "t10k")
     )
     return train, test
+
+
+def _read(path: Path, dimensions: int) -> Tensor:
+    """The bytes behind the header of an IDX file, which has four bytes, and four for each dimension."""
+    return torch.from_numpy(np.fromfile(path, np.uint8, offset=4 + 4 * dimensions))
 
 
 def _make_folder(root: Path) -> None:
@@ -162,7 +167,7 @@ def _fault(content: bytes, file: DataFile) -> str | None:
     return None
 
 
-def _fetch_missing(raw: Path, mirrors: Sequence[str]) -> None:
+def _fetch_missing(raw: Path, mirrors: Sequence[str] | None) -> None:
     for leftover in raw.glob(".partial-*"):  # of a process that was killed; the lock says nobody is at it now
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=raw) as scratch:
@@ -173,7 +178,7 @@ def _fetch_missing(raw: Path, mirrors: Sequence[str]) -> None:
                 unpacked.replace(raw / file.name)
 
 
-def _content(file: DataFile, raw: Path, mirrors: Sequence[str], scratch: Path) -> bytes:
+def _content(file: DataFile, raw: Path, mirrors: Sequence[str] | None, scratch: Path) -> bytes:
     """The file's verified content from the first source that has it."""
     tried = []
     for archive in (raw / f"{file.name}.gz", SYSTEM_FOLDER / f"{file.name}.gz"):
@@ -184,6 +189,10 @@ def _content(file: DataFile, raw: Path, mirrors: Sequence[str], scratch: Path) -
             return _unpack(archive, file)
         except _SourceError as reason:
             tried.append(f"{archive} ({reason})")
+    if mirrors is None:
+        from torchvision.datasets import FashionMNIST
+
+        mirrors = FashionMNIST.mirrors
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{file.name}.gz"
         try:
@@ -214,6 +223,9 @@ def _unpack(archive: Path, file: DataFile) -> bytes:
 
 def _download(url: str, folder: Path) -> Path:
     name = url.rsplit("/", 1)[-1]
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
     # The checksum of the .gz is known as well: nothing else is ever unpacked.
     md5 = dict(FashionMNIST.resources)[name]
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lenet import lean  # isort: skip  # noqa: F401 - before Lightning is loaded below
+
 import copy
 import json
 import logging
