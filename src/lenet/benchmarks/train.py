@@ -100,6 +100,10 @@ def report(figures: Figures) -> str:
     return "\n".join(rows)
 
 
+def _around(values: list[float]) -> tuple[float, float]:
+    return min(values) / 1.3, max(values) * 1.3
+
+
 def plot(figures: Figures) -> Figure:
     """One batch size: a bar for each contender, a dot for each round. Several: a line over the batch size."""
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -124,6 +128,11 @@ def plot(figures: Figures) -> Figure:
             axes.plot(list(figures), medians, "r--" if name == PEAK else "o-", label=name)
         axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="examples/s")
         axes.set_xticks(list(figures), labels=[str(size) for size in figures], minor=False)
+        axes.set_yticks([1000 * number for number in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)])
+        axes.set_ylim(
+            *_around([value for contenders in figures.values() for values in contenders.values() for value in values])
+        )
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()
-        axes.legend()
+        figure.legend(loc="outside right center")
     return figure
