@@ -36,10 +36,11 @@ POOLING_NAMES: dict[type[nn.Module], str] = {nn.AvgPool2d: "average", nn.MaxPool
 """As `lenet.kernels` calls them."""
 
 BETWEEN = (nn.Sigmoid, nn.ReLU, nn.ELU, nn.GELU, nn.BatchNorm2d)
-"""What may follow a pooling: layers to which it is all the same whether images lie one after the other."""
+"""What may follow a pooling: layers that treat each number alike, or all numbers of a channel, wherever they lie."""
 
 
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps what is to be called with it."""
 
 
 class Fused:
@@ -81,8 +82,8 @@ class Fused:
     def fits(self, images: Tensor) -> bool:
         """Whether the kernels are made for these images: 28×28, on the CPU, in single precision, without a gradient.
 
-        And for the network as it is now. Not, if somebody listens to a layer, which would not be called, or has the
-        operations recorded.
+        And for the network as it is now: its parameters are on the CPU in single precision, no layer has a hook, and
+        nobody traces or compiles, who would not see the operations.
         """
         return (
             images.device.type == "cpu"
@@ -150,7 +151,7 @@ def fused(net: nn.Module) -> Fused | None:
     except ValueError:
         return None
     except UnavailableError as reason:
-        log.warning("fuse=true: %s; LeNet is computed layer by layer, which takes several times longer", reason)
+        log.warning("fuse=true: %s; what could be compiled is computed layer by layer, which is slower", reason)
         return None
 
 
@@ -223,6 +224,7 @@ def _take_block(number: int, layers: deque[nn.Module]) -> Block:
     conv = _take(layers, [wanted])
     activation = _take(layers, [kind() for kind in ACTIVATION_NAMES])
     pooling = _take(layers, [kind(kernel_size=2) for kind in POOLING_NAMES])
+    # The repr of a pooling leaves its divisor out.
     if conv is None or pooling is None or getattr(pooling, "divisor_override", None) is not None:
         raise ValueError("only LeNet's convolutions and poolings, of PyTorch's own layers, can be compiled")
     assert isinstance(conv, nn.Conv2d)
@@ -236,5 +238,5 @@ def _take(layers: deque[nn.Module], wanted: Sequence[nn.Module]) -> nn.Module | 
 
 
 def _is(layer: nn.Module, wanted: nn.Module) -> bool:
-    """Whether it is of that kind exactly, arguments and all."""
+    """Whether it is of that kind exactly, arguments and all: a layer's repr names those that are not the default."""
     return type(layer) is type(wanted) and repr(layer) == repr(wanted)

@@ -2,7 +2,10 @@
 
 A convolution's output is the sum of a window of its input times the kernel. So, with z the outputs and dz their
 gradients, the gradient of a weight is the sum over all windows of dz times what the weight was multiplied by, and the
-gradient of an input the sum of dz times the weights it was multiplied by: the transposed convolution. */
+gradient of an input the sum of dz times the weights it was multiplied by: the transposed convolution.
+
+In the code, `outer` is the gradient of a convolution's outputs and `inner` that of its inputs; `room` is memory to work
+in. */
 
 #pragma once
 
@@ -13,9 +16,13 @@ gradient of an input the sum of dz times the weights it was multiplied by: the t
 #define KERNEL 5
 #define TAPS (KERNEL * KERNEL)
 
-/* The blocks' input channels, output channels, input height and width, and padding. */
+/* The blocks' input channels, output channels, input height and width, and padding: the last arguments of the functions
+below, which are inlined, so that the compiler knows these numbers and unrolls by them. */
 #define FIRST 1, 6, 28, 2
 #define SECOND 6, 16, 14, 0
+
+/* How many output channels a tile has: a divisor of the first block's six, or of the second's sixteen. */
+#define CHANNELS_IN_TILE(channels) ((channels) % 3 ? OF_REGISTERS(4, 2) : OF_REGISTERS(3, 2))
 
 /* Surrounds images (inputs, size, size) by zeros, in `room`, if there is to be padding. */
 INLINE const lanes *pad(const lanes *input, lanes *room, const int inputs, const int size, const int padding) {
@@ -35,21 +42,21 @@ INLINE void forward_group(const lanes *input, const float *weight, const float *
                           lanes *outputs, lanes *pooled, lanes *room, const int inputs, const int channels,
                           const int size, const int padding) {
   const int width = size + 2 * padding, out = width - KERNEL + 1, half = out / 2;
-  const int tile = channels % 3 ? OF_REGISTERS(4, 2) : OF_REGISTERS(3, 2);
+  const int tile = CHANNELS_IN_TILE(channels);
   const lanes *padded = pad(input, room, inputs, size, padding);
   for (int row = 0; row < half; row++)
     for (int channel = 0; channel < channels; channel += tile)
       for (int column = 0; column < half; column++) {
         lanes sums[4][4];
         UNROLL for (int c = 0; c < tile; c++)
-          UNROLL for (int place = 0; place < 4; place++) sums[c][place] = all(bias[channel + c]);
+          UNROLL for (int place = 0; place < 4; place++) sums[c][place] = broadcast(bias[channel + c]);
         for (int in = 0; in < inputs; in++)
           for (int i = 0; i < KERNEL; i++) {
             const lanes *upper = padded + (in * width + 2 * row + i) * width + 2 * column, *lower = upper + width;
             const float *kernel = weight + (channel * inputs + in) * TAPS + i * KERNEL;
             UNROLL for (int j = 0; j < KERNEL; j++)
               UNROLL for (int c = 0; c < tile; c++) {
-                lanes w = all(kernel[c * inputs * TAPS + j]);
+                lanes w = broadcast(kernel[c * inputs * TAPS + j]);
                 sums[c][0] += w * upper[j];
                 sums[c][1] += w * upper[j + 1];
                 sums[c][2] += w * lower[j];
@@ -85,8 +92,8 @@ INLINE void outer_gradient(const lanes *outputs, const lanes *pooled, const lane
           lanes share = left;
           if (pooling == MAXIMUM) {
             bits found = outputs[here] == pooled[at];
-            share = where(found, left, all(0.f));
-            left = where(found, all(0.f), left);
+            share = where(found, left, broadcast(0.f));
+            left = where(found, broadcast(0.f), left);
           }
           outer[here] = activation_gradient(activation, share, outputs[here]);
           sum += outer[here];
@@ -101,7 +108,7 @@ INLINE void outer_gradient(const lanes *outputs, const lanes *pooled, const lane
 The tile: one row of a kernel, for several channels. */
 INLINE void weight_gradient(const lanes *padded, const lanes *outer, lanes *weight, const int inputs,
                             const int channels, const int width) {
-  const int out = width - KERNEL + 1, tile = channels % 3 ? OF_REGISTERS(4, 2) : OF_REGISTERS(3, 2);
+  const int out = width - KERNEL + 1, tile = CHANNELS_IN_TILE(channels);
   for (int channel = 0; channel < channels; channel += tile)
     for (int in = 0; in < inputs; in++)
       for (int i = 0; i < KERNEL; i++) {
@@ -128,16 +135,16 @@ INLINE void input_gradient(const lanes *outer, const float *weight, lanes *inner
   for (int row = 0; row < width; row++) {
     const int first = row < out ? 0 : row - out + 1, last = row < KERNEL ? row : KERNEL - 1;
     for (int in = 0; in < inputs; in += tile) {
-      lanes sums[2][14];
+      lanes sums[2][14]; /* the width of the second block's input, which alone needs this */
       UNROLL for (int c = 0; c < tile; c++)
-        UNROLL for (int column = 0; column < width; column++) sums[c][column] = all(0.f);
+        UNROLL for (int column = 0; column < width; column++) sums[c][column] = broadcast(0.f);
       for (int channel = 0; channel < channels; channel++)
         for (int i = first; i <= last; i++) {
           const lanes *from = outer + (channel * out + row - i) * out;
           const float *kernel = weight + (channel * inputs + in) * TAPS + i * KERNEL;
           UNROLL for (int j = 0; j < KERNEL; j++)
             UNROLL for (int c = 0; c < tile; c++) {
-              lanes w = all(kernel[c * TAPS + j]);
+              lanes w = broadcast(kernel[c * TAPS + j]);
               UNROLL for (int column = 0; column < out; column++) sums[c][column + j] += w * from[column];
             }
         }
@@ -158,5 +165,6 @@ INLINE void backward_group(const lanes *input, const float *weight, const lanes 
   const lanes *padded = pad(input, room, inputs, size, padding);
   outer_gradient(outputs, pooled, gradient, activation, pooling, outer, bias_sums, channels, out / 2);
   weight_gradient(padded, outer, weight_sums, inputs, channels, width);
-  if (!padding) input_gradient(outer, weight, inner, inputs, channels, width);
+  if (!padding) /* the second block */
+    input_gradient(outer, weight, inner, inputs, channels, width);
 }

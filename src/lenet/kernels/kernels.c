@@ -35,7 +35,7 @@ static void pack_group(const void *images, int are_bytes, long count, long lengt
 }
 
 /* How many images there are from `first` on, but at most a group. */
-static long there(long count, long first) { return count - first < LANES ? count - first : LANES; }
+static long in_group(long count, long first) { return count - first < LANES ? count - first : LANES; }
 
 /* The threads' sums as one, over the images of a group too. */
 static void add_up(const lanes *sums, long count, long stride, int threads, float *to) {
@@ -53,7 +53,7 @@ void pack(const void *images, int are_bytes, long count, long length, lanes *gro
   const char *at = images;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long first = 0; first < count; first += LANES)
-    pack_group(at + first * length * (are_bytes ? 1 : sizeof(float)), are_bytes, there(count, first), length,
+    pack_group(at + first * length * (are_bytes ? 1 : sizeof(float)), are_bytes, in_group(count, first), length,
                groups + first / LANES * length);
 }
 
@@ -97,6 +97,7 @@ int block_forward(int block, const lanes *input, const float *weight, const floa
   return DONE;
 }
 
+/* The first block's input is images: its input_gradient is NULL. */
 int block_backward(int block, const lanes *input, const float *weight, const lanes *outputs, const lanes *pooled,
                    const lanes *gradient, int activation, int pooling, long groups, lanes *input_gradient,
                    float *weight_gradient, float *bias_gradient, int threads) {
@@ -109,7 +110,7 @@ int block_backward(int block, const lanes *input, const float *weight, const lan
   for (long group = 0; group < groups; group++) {
     const lanes *in = input + group * each.input, *out = outputs + group * each.outputs;
     const lanes *pool = pooled + group * each.pooled, *from = gradient + group * each.pooled;
-    lanes *to = input_gradient + group * each.input;
+    lanes *to = input_gradient ? input_gradient + group * each.input : NULL;
     lanes *w = memory + omp_get_thread_num() * stride, *b = w + each.weight, *outer = b + each.bias;
     lanes *room = outer + each.outputs;
     if (block == 1) backward_group(in, weight, out, pool, from, activation, pooling, outer, to, w, b, room, FIRST);
@@ -125,12 +126,13 @@ int block_backward(int block, const lanes *input, const float *weight, const lan
 groups. */
 typedef struct {
   lanes weight_sums[2][16 * 6 * TAPS], bias_sums[2][16];
+  /* Of the first block, of the second, and of the linear layers; inner_2 and inner_3 are gradients of what goes in. */
   lanes images[28 * 28], padded[32 * 32], outputs_1[6 * 28 * 28], pooled_1[6 * 14 * 14], inner_2[6 * 14 * 14];
   lanes outputs_2[16 * 10 * 10], inner_3[400];
   float loss;
 } workspace;
 
-/* What is kept of each group until the gradients of the linear layers' weights are formed. */
+/* What is kept of each group on its passage through the linear layers, until the gradients of their weights are formed. */
 typedef struct {
   lanes values[400 + 120 + 84 + CLASSES], gradients[120 + 84 + CLASSES];
 } passage;
@@ -195,7 +197,11 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
   const long groups = (count + LANES - 1) / LANES;
   workspace *rooms = allocate(threads * sizeof(workspace));
   passage *passages = allocate((groups + 1) * sizeof(passage)); /* one more: NULL then always means a failure */
-  if (!rooms || !passages) return free(rooms), free(passages), OUT_OF_MEMORY;
+  if (!rooms || !passages) {
+    free(rooms);
+    free(passages);
+    return OUT_OF_MEMORY;
+  }
   clear_rooms(rooms, threads); /* here, because there may be fewer threads than were asked for */
 #pragma omp parallel num_threads(threads)
   {
@@ -203,7 +209,7 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
     lanes *values[LAYERS + 1], *gradients[LAYERS + 1];
 #pragma omp for schedule(static)
     for (long group = 0; group < groups; group++) {
-      const long first = group * LANES, images_here = there(count, first);
+      const long first = group * LANES, images_here = in_group(count, first);
       const char *at = (const char *)images + first * 28 * 28 * (are_bytes ? 1 : sizeof(float));
       pointers_into(passages + group, values, gradients);
       gradients[0] = own->inner_3;
@@ -222,6 +228,7 @@ int training_step(const void *images, int are_bytes, const int64_t *labels, long
       backward_group(own->images, weights[0], own->outputs_1, own->pooled_1, own->inner_2, activation, pooling,
                      own->outputs_1, NULL, own->weight_sums[0], own->bias_sums[0], own->padded, FIRST);
     }
+    /* Behind the loop, threads wait for each other: what is kept of all groups is there. */
     gradients_of_linear_layers(passages, groups, weight_gradients + 2, bias_gradients + 2);
   }
   add_up_rooms(rooms, threads, weight_gradients, bias_gradients, loss);

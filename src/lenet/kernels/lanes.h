@@ -24,7 +24,7 @@ Arrays are dense, the last index running fastest; their shapes stand beside them
 #endif
 #endif
 
-/* How much of its work a loop keeps in registers: of 32, or else of 16. */
+/* The size of a loop's tile: `many` where the processor has 32 vector registers, `few` where it has 16. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define OF_REGISTERS(many, few) (many)
 #else
@@ -41,7 +41,8 @@ typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 enum { NONE, SIGMOID, RELU }; /* activations */
 enum { AVERAGE, MAXIMUM };    /* poolings */
 
-INLINE lanes all(float value) { return value - (lanes){0}; }
+/* The same number for each image; an operation of a number and a vector is one on all of its elements. */
+INLINE lanes broadcast(float value) { return value - (lanes){0}; }
 
 INLINE lanes where(bits condition, lanes yes, lanes no) {
   return (lanes)((condition & (bits)yes) | (~condition & (bits)no));
@@ -64,7 +65,7 @@ With n = -x / ln 2, rounded, and r = -x - n ln 2, it is 2^n e^r: n becomes the e
 |r| <= ln 2 / 2, is the polynomial of degree 5 with the smallest relative error there (7.5e-8), found by Remez' algorithm.
 ln 2 comes in two parts, the first of so few digits that its product with n is exact (Cody and Waite, 1980). */
 INLINE lanes exponential_of_minus(lanes x) {
-  x = where(x < -87.f, all(-87.f), where(x > 87.f, all(87.f), x));
+  x = where(x < -87.f, broadcast(-87.f), where(x > 87.f, broadcast(87.f), x));
   /* Adding 1.5 * 2^23 leaves no bits for a fraction; the last bits are then n + 127, as an exponent is stored. */
   const float round = 12582912.f + 127.f;
   lanes shifted = x * -1.44269504f + round;
@@ -84,12 +85,12 @@ INLINE void activate(int activation, lanes *values, const int count) {
   if (activation == SIGMOID)
     UNROLL for (int i = 0; i < count; i++) values[i] = 1.f / (1.f + exponential_of_minus(values[i]));
   if (activation == RELU)
-    UNROLL for (int i = 0; i < count; i++) values[i] = where(values[i] < 0.f, all(0.f), values[i]);
+    UNROLL for (int i = 0; i < count; i++) values[i] = where(values[i] < 0.f, broadcast(0.f), values[i]);
 }
 
 /* From the gradient of an activation's output, and the output, to the gradient of its input. */
 INLINE lanes activation_gradient(int activation, lanes gradient, lanes output) {
   if (activation == SIGMOID) return gradient * output * (1.f - output);
-  if (activation == RELU) return where(output > 0.f, gradient, all(0.f));
+  if (activation == RELU) return where(output > 0.f, gradient, broadcast(0.f));
   return gradient;
 }

@@ -18,10 +18,10 @@ INLINE void product_by_tiles(const float *matrix, long step_a, long step_b, cons
                              long input_count, lanes *outputs, long output_count, const int tile) {
   for (long a = 0; a < output_count; a += tile) {
     lanes sums[12];
-    UNROLL for (int i = 0; i < tile; i++) sums[i] = all(bias ? bias[a + i] : 0.f);
+    UNROLL for (int i = 0; i < tile; i++) sums[i] = broadcast(bias ? bias[a + i] : 0.f);
     for (long b = 0; b < input_count; b++) {
       lanes input = inputs[b];
-      UNROLL for (int i = 0; i < tile; i++) sums[i] += all(matrix[(a + i) * step_a + b * step_b]) * input;
+      UNROLL for (int i = 0; i < tile; i++) sums[i] += broadcast(matrix[(a + i) * step_a + b * step_b]) * input;
     }
     UNROLL for (int i = 0; i < tile; i++) outputs[a + i] = sums[i];
   }
@@ -64,20 +64,21 @@ enum { COLUMNS = 16, SIDE_BY_SIDE = 32 };
 
 /* Up to COLUMNS columns of the gradient of a layer's weight, from all groups. The tile: two rows, four columns.
 
-From one group to the next it is `stride` on, so that they lie pages apart: the columns are first laid side by side. */
+The groups' values lie `stride` apart, each in another page of memory: so those of some groups are first copied side by
+side, as many as the processor's first cache holds. */
 static void linear_weight_gradient(const lanes *inputs, long input_count, const lanes *outer, long output_count,
                                    long stride, long groups, long first_column, float *weight) {
   const long count = input_count - first_column < COLUMNS ? input_count - first_column : COLUMNS;
   lanes columns[SIDE_BY_SIDE][COLUMNS];
-  for (long first = 0; first == 0 || first < groups; first += SIDE_BY_SIDE) { /* once for no groups: zeros */
-    const long there = groups - first < SIDE_BY_SIDE ? groups - first : SIDE_BY_SIDE;
-    for (long group = 0; group < there; group++)
+  for (long first = 0; first == 0 || first < groups; first += SIDE_BY_SIDE) { /* without groups too, for zeros */
+    const long here = groups - first < SIDE_BY_SIDE ? groups - first : SIDE_BY_SIDE;
+    for (long group = 0; group < here; group++)
       memcpy(columns[group], inputs + (first + group) * stride + first_column, count * sizeof(lanes));
     for (long row = 0; row < output_count; row += 2)
       for (long column = 0; column < count; column += 4) {
         const lanes *rows = outer + first * stride + row;
         lanes sums[2][4] = {{{0}}};
-        for (long group = 0; group < there; group++, rows += stride) {
+        for (long group = 0; group < here; group++, rows += stride) {
           lanes upper = rows[0], lower = rows[1];
           UNROLL for (int j = 0; j < 4; j++) {
             lanes value = columns[group][column + j];
