@@ -31,7 +31,12 @@ def at_least_one(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True, metavar="train|layers")
-    training = commands.add_parser("train", help=train.__doc__.splitlines()[0] if train.__doc__ else None)
+    training = commands.add_parser(
+        "train",
+        help=train.__doc__.splitlines()[0] if train.__doc__ else None,
+        description=train.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     training.add_argument(
         "--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5 by default"
     )
@@ -45,7 +50,12 @@ def main() -> None:
         metavar="SIZE",
         help="one or several; 256 by default",
     )
-    of_layers = commands.add_parser("layers", help=layers.__doc__.splitlines()[0] if layers.__doc__ else None)
+    of_layers = commands.add_parser(
+        "layers",
+        help=layers.__doc__.splitlines()[0] if layers.__doc__ else None,
+        description=layers.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     of_layers.add_argument("--rounds", type=at_least_one, default=15, help="15 by default")
     arguments = parser.parse_args()
 
@@ -58,7 +68,7 @@ def main() -> None:
             for task in tasks:
                 check(task.settings)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error}".replace("device=", "--device "))
         examples_per_sec = train.compare(tasks, arguments.rounds)
         report, plot = train.report(examples_per_sec), train.plot(examples_per_sec)
         content = {"examples_per_sec": examples_per_sec, "epochs": arguments.epochs, "device": arguments.device}

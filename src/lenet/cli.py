@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import preflight
-from lenet.config import Settings, did_you_mean, known_keys, no_such_key, read_settings
+from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -189,9 +189,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
         if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
             name = argument.lstrip("-")
             key = name.partition("=")[0]
-            written = name if "=" in name else f"{name}=VALUE"
-            is_setting = "=" in name or key in known_keys() or did_you_mean(key, known_keys())
-            meant = f"settings are written without dashes: {written}" if is_setting else "see --help"
+            close = closest_key(key)
+            value = name.partition("=")[2] or "VALUE"
+            is_setting = "=" in name or close is not None
+            meant = f"settings are written without dashes: {close or key}={value}" if is_setting else "see --help"
             raise UserError(f"{argument}: no such option; {meant}")
 
 

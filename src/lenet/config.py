@@ -297,11 +297,17 @@ def no_such_key(key: str) -> str:
     if section == "trainer" and name:
         close = did_you_mean(key, known)
         return f"{key}: no such key{close}; other arguments of Lightning's Trainer are written +{key}=VALUE"
-    by_last_part = {full.rpartition(".")[2]: full for full in known}
-    meant = did_you_mean(key, known) or did_you_mean(key, by_last_part)
-    for last_part, full in by_last_part.items():
-        meant = meant.replace(f" {last_part}?", f" {full}?")
-    return f"{key}: no such key{meant}"
+    meant = closest_key(key)
+    return f"{key}: no such key" + (f"; did you mean {meant}?" if meant else "")
+
+
+def closest_key(key: str) -> str | None:
+    """The key that was probably meant, also without what stands before its last dot; None if there is none like it."""
+    by_last_part = {full.rpartition(".")[2]: full for full in known_keys()}
+    for names in ({full: full for full in known_keys()}, by_last_part):
+        if close := difflib.get_close_matches(key, list(names), n=1):
+            return names[close[0]]
+    return None
 
 
 def known_keys() -> list[str]:

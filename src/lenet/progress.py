@@ -75,7 +75,8 @@ class Progress(pl.Callback):
             if f"{stage}/loss" in metrics
         ]
         rate = f"{metrics['train/examples_per_sec']:,.0f} examples/s"
-        log.info("%s: %s", _epoch(trainer), ", ".join([*parts, rate]))
+        ended = f"; trainer.max_steps={trainer.max_steps} ends it" if trainer.global_step == trainer.max_steps else ""
+        log.info("%s: %s%s", _epoch(trainer), ", ".join([*parts, rate]), ended)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close_bar()

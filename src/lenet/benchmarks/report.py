@@ -32,8 +32,9 @@ def ratios(values: list[float], others: list[float]) -> list[float]:
 
 def heading(rounds: int) -> list[str]:
     """What was measured how often, and on what."""
+    of_rounds = f"{rounds} rounds" if rounds != 1 else "one round"
     return [
-        f"Median (lowest–highest) of {rounds} rounds; {processor()}, {torch.get_num_threads()} threads",
+        f"Median (lowest–highest) of {of_rounds}; {processor()}, {torch.get_num_threads()} threads",
         f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}:",
     ]
 
