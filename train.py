@@ -7,14 +7,16 @@ from omegaconf import DictConfig
 
 from lenet import cli
 
+PROJECT = Path(__file__).resolve().parent
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
-    with cli.one_line_errors():
+    with cli.job(PROJECT):
         from lenet.training import train  # here, because --help and a misspelt key need not wait for torch
 
         return train(config)
 
 
 if __name__ == "__main__":
-    cli.start(main, project=Path(__file__).resolve().parent)
+    cli.start(main, PROJECT)

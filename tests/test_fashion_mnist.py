@@ -136,6 +136,15 @@ def damages(content: bytes) -> dict[str, bytes]:
     }
 
 
+def test_a_file_that_changes_is_verified_again(stand_ins: Path, mirror: Mirror) -> None:
+    put(raw_folder(stand_ins), CONTENTS)
+    obtain(stand_ins, [mirror.url])
+    path = raw_folder(stand_ins) / IMAGES
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    with pytest.raises(UserError, match=f"{IMAGES}: has .*; delete the file"):
+        obtain(stand_ins, [mirror.url])
+
+
 @pytest.mark.parametrize("damage", damages(b"\0" * 99))
 def test_a_damaged_file_is_named_and_left_alone(stand_ins: Path, damage: str, mirror: Mirror) -> None:
     damaged = damages(CONTENTS[IMAGES])[damage]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import logging
 import os
 import re
@@ -24,10 +23,10 @@ from hydra.errors import (
 )
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lenet import preflight
+from lenet import folders, preflight
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError
 
@@ -61,15 +60,32 @@ def start(main: Callable[[], Any], project: Path) -> None:
         main()
 
 
+@contextlib.contextmanager
+def job(project: Path) -> Iterator[None]:
+    """Around each run: its errors in one line. It may be in another process than `start`, or on another machine."""
+    _register_project(project)
+    with one_line_errors():
+        yield
+
+
 def compose_settings(project: Path, *overrides: str) -> Settings:
     """The settings that `train.py` in `project` would run with these overrides; for scripts and tests.
 
     Raises:
         UserError, HydraException: as the command line would refuse them.
     """
+    return read_settings(compose_config(project, "train", overrides))
+
+
+def compose_config(project: Path, head: str, overrides: Sequence[str]) -> DictConfig:
+    """What the file conf/`head`.yaml and these overrides make, unchecked.
+
+    Raises:
+        HydraException: as the command line would refuse them.
+    """
     _register_project(project)
     with initialize_config_dir(str(project / "conf"), version_base="1.3"):
-        return read_settings(compose("train", overrides=list(overrides)))
+        return compose(head, overrides=list(overrides))
 
 
 @contextlib.contextmanager
@@ -86,6 +102,10 @@ def one_line_errors() -> Iterator[None]:
         if _user_wants_traceback and not _is_child():
             raise
         _exit(line, status=1)
+    except Exception:
+        if _in_sweep():
+            log.exception("a defect of this program, or of a library")  # in the job's own log too
+        raise
     except KeyboardInterrupt as interrupt:
         _exit("; ".join(["interrupted", *map(str, interrupt.args)]), status=130)
 
@@ -98,19 +118,14 @@ class Preflight(Callback):
             return  # the process that started this one has done it
         with _nothing_swallowed(), one_line_errors():
             settings = read_settings(config)
+            if settings.sweep.resume is not None:
+                raise UserError(f"sweep.resume={settings.sweep.resume}: belongs to a sweep; add -m")
             preflight.check(settings)
-            _refuse_taken(config, "hydra.run.dir")
+            folders.refuse_taken(config, "hydra.run.dir")
             from lenet.training import check  # torch loads here, and a mistake above need not wait for it
 
             check(settings)
-            _claim(config, "hydra.run.dir")
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _nothing_swallowed(), one_line_errors():
-            folder = _claim(config, "hydra.sweep.dir")
-            # Each job composes its configuration anew, from these overrides.
-            with read_write(config), open_dict(config):
-                config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
+            folders.claim(config, "hydra.run.dir")
 
 
 @contextlib.contextmanager
@@ -121,63 +136,6 @@ def _nothing_swallowed() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
-
-
-def _claim(config: DictConfig, key: str) -> Path:
-    """Create the folder that the key names, with a number added if another run has it; the key then names it."""
-    wanted = _wanted(config, key)
-    try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        folder = _take_empty(wanted, key) if _chosen_by_user(config, key) else _make_new(wanted)
-    except OSError as error:
-        raise UserError(f"{key}={wanted}: cannot be created ({error.strerror}); name another folder") from None
-    with read_write(config), open_dict(config):
-        OmegaConf.update(config, key, str(folder))
-    return folder
-
-
-def _refuse_taken(config: DictConfig, key: str) -> None:
-    """Refuse a folder that the user chose and that is not empty: at once, and once more when it is claimed."""
-    wanted = _wanted(config, key)
-    if not _chosen_by_user(config, key):
-        return
-    with contextlib.suppress(OSError):  # what cannot be looked at cannot be created either, which says more
-        if wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
-            raise _taken(wanted, key)
-
-
-def _wanted(config: DictConfig, key: str) -> Path:
-    return Path(str(OmegaConf.select(config, key))).absolute()
-
-
-def _chosen_by_user(config: DictConfig, key: str) -> bool:
-    return any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
-
-
-def _taken(folder: Path, key: str) -> UserError:
-    return UserError(f"{key}={folder}: is not an empty folder; name a new one")
-
-
-def _make_new(wanted: Path) -> Path:
-    folder, numbers = wanted, itertools.count(2)
-    while True:
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            folder = wanted.with_name(f"{wanted.name}-{next(numbers)}")
-
-
-def _take_empty(folder: Path, key: str) -> Path:
-    try:
-        folder.mkdir(exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileExistsError
-        # Hydra's own folder marks it as taken: of two runs at once, one finds it there.
-        (folder / ".hydra").mkdir()
-    except (FileExistsError, NotADirectoryError):
-        raise _taken(folder, key) from None
-    return folder
 
 
 def _register_project(project: Path) -> None:

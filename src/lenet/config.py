@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+AnySection = TypeVar("AnySection", bound="Section")
 
 
 class Section(BaseModel):
@@ -207,6 +210,10 @@ class Trainer(Section):
         return self
 
 
+class SweepSettings(Section):
+    resume: Annotated[str, Field(min_length=1)] | None
+
+
 class Settings(Section):
     """One run's configuration, checked."""
 
@@ -221,6 +228,7 @@ class Settings(Section):
     device: Device
     data: Annotated[FashionMNIST | Synthetic, Field(discriminator="target")]
     trainer: Trainer
+    sweep: SweepSettings
 
     @property
     def smallest_batch(self) -> int:
@@ -253,19 +261,34 @@ def read_settings(config: DictConfig) -> Settings:
         OmegaConfBaseException: an interpolation does not resolve.
     """
     # Hydra's own section has keys that hold nothing before a job starts.
-    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "tune")])
+    return validated(Settings, OmegaConf.to_container(ours, resolve=True))
+
+
+def validated(rules: type[AnySection], values: object, key: str = "") -> AnySection:
+    """The values, checked.
+
+    Args:
+        rules: what they should be.
+        values: plain dicts, lists and scalars.
+        key: where they stand in the configuration.
+
+    Raises:
+        UserError: names the first key that breaks a rule, its value, and the rule.
+    """
     try:
-        return Settings.model_validate(OmegaConf.to_container(ours, resolve=True))
+        return rules.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_mistake(error)) from None
+        raise UserError(_first_mistake(error, key)) from None
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, section: str) -> str:
     # A mistake in one section shows again in those that interpolate it (model takes its factories from layers);
     # the first is the user's own.
     mistake = error.errors(include_url=False)[0]
     # A discriminated union adds the class it chose to the path; the user's key does not have it.
-    key = ".".join(str(part) for part in mistake["loc"] if "." not in str(part))
+    parts = [str(part) for part in mistake["loc"] if not str(part).startswith(("torch.", "lenet."))]
+    key = ".".join([section] * bool(section) + parts)
     message = mistake["msg"][:1].lower() + mistake["msg"][1:]
     match mistake["type"]:
         case "value_error":  # one of the validators above, which name the key themselves

@@ -147,14 +147,23 @@ def _make_folder(root: Path) -> None:
         ) from None
 
 
+_verified: set[tuple[str, int, int, int]] = set()
+"""Files that this process, or the one it was forked from, has read and found right; with what tells of a change."""
+
+
 def _verify(path: Path, file: DataFile) -> None:
     try:
+        found = path.stat()
+        state = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+        if state in _verified:
+            return
         with path.open("rb") as stream:
             content = stream.read(file.size + 1)  # one byte too many is enough to know
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or set data.root") from None
     if fault := _fault(content, file):
         raise UserError(f"{path}: {fault}; delete the file, and the next run obtains it anew")
+    _verified.add(state)
 
 
 def _fault(content: bytes, file: DataFile) -> str | None:

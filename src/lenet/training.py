@@ -5,10 +5,10 @@ from __future__ import annotations
 from lenet import lean  # isort: skip  # noqa: F401 - before Lightning is loaded below
 
 import copy
-import json
 import logging
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lenet.checkpoints import checkpoint_callback, in_background
 from lenet.config import Settings, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
+from lenet.files import write_json
 from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
@@ -81,16 +82,13 @@ def train(config: DictConfig) -> float | None:
     settings = read_settings(config)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        devices = settings.device.devices
-        if devices > 1:
-            raise UserError(f"device.devices={devices}: a sweep (-m) runs on one device; start such runs one by one")
         check(settings)  # a single run was checked before it got a folder
     best: float | None = run(settings, Path(hydra.runtime.output_dir))["best_val_acc"]
     return best
 
 
-def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Train, evaluate, and leave the run's files in `folder`.
+def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+    """Train, evaluate, and leave the run's files in `folder`; with these callbacks besides its own.
 
     Returns:
         What metrics.json holds.
@@ -111,7 +109,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
         gradient_clip_val=None,  # the classifier steps the optimizer, and clips
         gradient_clip_algorithm=None,
         logger=logger,
-        callbacks=[throughput, Progress(throughput), checkpoint],
+        callbacks=[throughput, Progress(throughput), checkpoint, *callbacks],
         plugins=[in_background()],
         default_root_dir=folder,
     )
@@ -136,7 +134,7 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
 
     result = _result(settings, classifier, trainer, throughput)
     if trainer.is_global_zero:
-        _write_json(folder / "metrics.json", result)
+        write_json(folder / "metrics.json", result)
         loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
         log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
         log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
@@ -224,16 +222,6 @@ def _result(
             "lightning": lightning.__version__,
         },
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write it whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rounded(value: float | None) -> str:

@@ -1,0 +1,216 @@
+"""How `python train.py -m` goes through a grid of settings: the sweeper, and the launchers that start its jobs.
+
+Hydra looks for plugins in the package `hydra_plugins`, and loads this file at each start: so nothing heavy on top.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher  # type: ignore[import-untyped]
+from omegaconf import DictConfig, open_dict
+
+from lenet import folders, preflight, sweep
+from lenet.config import read_settings
+from lenet.errors import UserError
+from lenet.isolation import ProcessDiedError, call_in_fork
+from lenet.sweep import Job, Sweep
+
+log = logging.getLogger(__name__)
+
+SUBDIR = "hydra.sweep.subdir="
+
+
+class Grid(Sweeper):
+    """All combinations of the values given, each a job; all are checked before the first starts."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run what is not done yet; ends with a table of all that is.
+
+        Raises:
+            UserError: the grid is not one, or another than that of the sweep to resume, or jobs failed.
+            KeyboardInterrupt: the user pressed Ctrl-C; says how to go on.
+        """
+        jobs = list(self._plan(arguments))
+        whole = self._resumed(jobs) if self.config.sweep.resume else self._begun(jobs)
+        with _alone(whole.folder):
+            self._run(whole)
+
+    def _plan(self, arguments: Sequence[str]) -> Iterator[Job]:
+        for number, words in enumerate(_combinations(arguments)):
+            settings = read_settings(self.hydra_context.config_loader.load_sweep_config(self.config, list(words)))
+            preflight.check(settings)
+            if settings.device.devices > 1:
+                raise UserError(
+                    f"device.devices={settings.device.devices}: a sweep (-m) runs on one device; start such runs one"
+                    " by one"
+                )
+            plain = settings.model_dump(by_alias=True, exclude={"sweep"})
+            yield Job(number, words, json.loads(json.dumps(plain)))
+
+    def _begun(self, jobs: Sequence[Job]) -> Sweep:
+        whole = Sweep(folders.claim(self.config, "hydra.sweep.dir"), jobs)
+        whole.write()
+        return whole
+
+    def _resumed(self, jobs: Sequence[Job]) -> Sweep:
+        whole = sweep.read(Path(self.config.sweep.resume).expanduser().absolute(), "sweep.resume=")
+        sweep.refuse_another(jobs, whole)
+        return whole
+
+    def _run(self, whole: Sweep) -> None:
+        from lenet.leaderboard import Leaderboard
+
+        with open_dict(self.config):
+            # Each job composes its configuration anew, from these overrides.
+            self.config.hydra.sweep.dir = str(whole.folder)
+            self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
+        left = whole.left()
+        for job in left:
+            whole.discard(job)
+        log.info("Sweep folder: %s (%d of %d jobs to do)", whole.folder, len(left), len(whole.jobs))
+        remedy = f"the same command with sweep.resume={whole.folder} goes on"
+        try:
+            if left:
+                words = [[*job.overrides, f"{SUBDIR}{job.number}"] for job in left]
+                self.launcher.launch(words, initial_job_idx=0)
+        except KeyboardInterrupt:
+            done = len(whole.jobs) - len(whole.left())
+            raise KeyboardInterrupt(f"{done} of {len(whole.jobs)} jobs are done; {remedy}") from None
+        if len(whole.left()) < len(whole.jobs):
+            board = Leaderboard(whole)
+            log.info("%s\n%s", board, board.save())
+        if failed := whole.left():
+            names = ", ".join(" ".join([str(job.number), *whole.distinct(job)]) for job in failed)
+            raise UserError(
+                f"{len(failed)} of {len(whole.jobs)} jobs failed: {names}; each has its train.log in"
+                f" {whole.folder}; {remedy}"
+            )
+
+
+def _combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of each job."""
+    choices: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        key = override.get_key_element()
+        if key.lstrip("+").startswith("sweep."):
+            continue  # of the sweep, not of its jobs
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: a grid needs single values, such as {key}=0.1,0.5")
+        if not choices[key]:
+            raise UserError(f"{override.input_line}: has no values")
+    return list(itertools.product(*choices.values()))
+
+
+def _alone(folder: Path) -> FileLock:
+    """A lock on the sweep, which ends with this process."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"sweep.resume={folder}: another process is at work on it; wait for its end") from None
+    return lock
+
+
+def _name(words: Sequence[str]) -> str:
+    """Of a job, by its folder; a launcher that resumes counts otherwise."""
+    return "Job " + next(word for word in words if word.startswith(SUBDIR)).removeprefix(SUBDIR)
+
+
+class InTurn(Launcher):
+    """One job after the other, each in a fork of this process; so it has loaded torch, and nothing else is shared."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        # Loaded here, once for all jobs.
+        import torch.utils.tensorboard  # noqa: F401
+
+        from lenet.training import check
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        configs = [
+            self.hydra_context.config_loader.load_sweep_config(self.config, list(words)) for words in job_overrides
+        ]
+        check(read_settings(configs[0]))  # and the data is obtained
+        jobs = zip(configs, job_overrides, itertools.count(initial_job_idx), strict=False)
+        return [self._run(config, list(words), index) for config, words, index in jobs]
+
+    def _run(self, config: DictConfig, words: list[str], index: int) -> JobReturn:
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = index
+        log.info("%s: %s", _name(words), " ".join(word for word in words if not word.startswith("hydra.")))
+
+        def job(_: object) -> JobStatus:
+            return run_job(
+                hydra_context=self.hydra_context,
+                task_function=self.task_function,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            ).status
+
+        try:
+            status = call_in_fork(job)
+        except ProcessDiedError as error:
+            log.error("%s failed: its process %s", _name(words), error)
+            status = JobStatus.FAILED
+        return JobReturn(overrides=words, cfg=config, status=status)
+
+
+class SideBySide(LocalLauncher):  # type: ignore[misc]
+    """Several jobs at a time on this machine, each in a new process; submitit starts them.
+
+    Args:
+        jobs: how many at a time; they share the processor's cores.
+    """
+
+    def __init__(self, jobs: int, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.jobs = jobs
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        with ThreadPoolExecutor(self.jobs) as threads:
+            return list(threads.map(self._launch_one, job_overrides, itertools.count(initial_job_idx)))
+
+    def _launch_one(self, words: Sequence[str], index: int) -> JobReturn:
+        try:
+            result: JobReturn
+            (result,) = super().launch([words], index)
+        except Exception as error:  # of whatever kind, the other jobs go on
+            result = JobReturn(overrides=words, status=JobStatus.FAILED)
+            log.error("%s: %s", _name(words), " ".join(str(error).split()))
+        if result.status != JobStatus.COMPLETED:
+            log.error("%s failed; see its train.log", _name(words))
+        return result

@@ -1,0 +1,76 @@
+"""A folder of its own for each run and each sweep: never one that another has, never one that holds something."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from lenet.errors import UserError
+
+
+def claim(config: DictConfig, key: str) -> Path:
+    """Create the folder that the key names, with a number added if another run has it; the key then names it.
+
+    Raises:
+        UserError: the user chose a folder that is not empty, or it cannot be created.
+    """
+    wanted = _wanted(config, key)
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        folder = _take_empty(wanted, key) if _chosen_by_user(config, key) else _make_new(wanted)
+    except OSError as error:
+        raise UserError(f"{key}={wanted}: cannot be created ({error.strerror}); name another folder") from None
+    with read_write(config), open_dict(config):
+        OmegaConf.update(config, key, str(folder))
+    return folder
+
+
+def refuse_taken(config: DictConfig, key: str) -> None:
+    """Refuse a folder that the user chose and that is not empty: at once, and once more when it is claimed.
+
+    Raises:
+        UserError: it is not empty.
+    """
+    wanted = _wanted(config, key)
+    if not _chosen_by_user(config, key):
+        return
+    with contextlib.suppress(OSError):  # what cannot be looked at cannot be created either, which says more
+        if wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+            raise _taken(wanted, key)
+
+
+def _wanted(config: DictConfig, key: str) -> Path:
+    return Path(str(OmegaConf.select(config, key))).absolute()
+
+
+def _chosen_by_user(config: DictConfig, key: str) -> bool:
+    return any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+
+
+def _taken(folder: Path, key: str) -> UserError:
+    return UserError(f"{key}={folder}: is not an empty folder; name a new one")
+
+
+def _make_new(wanted: Path) -> Path:
+    folder, numbers = wanted, itertools.count(2)
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            folder = wanted.with_name(f"{wanted.name}-{next(numbers)}")
+
+
+def _take_empty(folder: Path, key: str) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError
+        # Hydra's own folder marks it as taken: of two runs at once, one finds it there.
+        (folder / ".hydra").mkdir()
+    except (FileExistsError, NotADirectoryError):
+        raise _taken(folder, key) from None
+    return folder

@@ -1,0 +1,185 @@
+"""Sweeps as a user starts them: `python train.py -m`, on images drawn by the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT, Finished, TrainCommand
+
+SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
+
+
+@pytest.fixture
+def sweep(train_command: TrainCommand, tmp_path: Path) -> TrainCommand:
+    """Runs `train.py -m` in a sweep folder, `tmp_path / "sweep"`."""
+
+    def start(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
+        folder = folder or tmp_path / "sweep"
+        run = train_command("-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}", folder=folder, cwd=tmp_path)
+        return Finished(run.status, run.stdout, run.stderr, folder)
+
+    return start
+
+
+def done(folder: Path) -> dict[str, int]:
+    """For each job that is done, when its metrics were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
+
+
+def test_a_grid(sweep: TrainCommand, train_here: TrainCommand) -> None:
+    run = sweep("model=lenet,lenet_relu", "seed=3,4")
+    assert run.status == 0, run.stderr
+    assert set(done(run.folder)) == {"0", "1", "2", "3"}
+    assert [json.loads((run.folder / str(job) / "metrics.json").read_text())["seed"] for job in range(4)] == [
+        3,
+        4,
+        3,
+        4,
+    ]
+    # Not touched by the jobs before it: the weights are those of a run on its own.
+    alone = train_here(*SMALL, "model=lenet_relu", "seed=4")
+    ours, theirs = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (run.folder / "3", alone.folder)
+    )
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    # The table: two settings, two seeds each.
+    table = run.stdout[run.stdout.index("setting") :].splitlines()
+    assert sorted(line.split()[:2] for line in table[1:3]) == [["model=lenet", "2"], ["model=lenet_relu", "2"]]
+    assert (run.folder / "leaderboard.csv").exists()
+    assert (run.folder / "leaderboard.png").exists()
+    board = subprocess.run(
+        [sys.executable, str(PROJECT / "scripts" / "leaderboard.py"), str(run.folder)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert board.stdout.splitlines()[:3] == table[:3]
+
+
+def test_a_job_that_fails_does_not_stop_the_others(sweep: TrainCommand) -> None:
+    run = sweep("optimizer.lr=3e38,0.1", "seed=0,1")
+    assert run.status == 1
+    assert set(done(run.folder)) == {"2", "3"}
+    assert "error: the weights give no finite val/loss" in (run.folder / "0" / "train.log").read_text()
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: 2 of 4 jobs failed: 0 optimizer.lr=3e+38 seed=0, 1 optimizer.lr=3e+38 seed=1; each has"
+    )
+    assert f"sweep.resume={run.folder}" in last
+    # At once: before the jobs after it.
+    assert run.stdout.index("error: the weights") < run.stdout.index("Job 2:")
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    overrides = ("optimizer.lr=0.1,0.2,0.3,0.4", "trainer.max_epochs=3", "data.train_size=3000")
+    words = ["-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}"]
+    process = subprocess.Popen([sys.executable, str(PROJECT / "train.py"), *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (done(folder) and (folder / "1" / "checkpoints").exists()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = done(folder)
+    assert len(before) < 4
+
+    def words_of(process_folder: Path) -> str:
+        try:
+            return (process_folder / "cmdline").read_text()
+        except OSError:
+            return ""
+
+    while any(str(folder) in words_of(each) for each in Path("/proc").glob("[0-9]*")):  # its fork ends by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    run = sweep(*overrides, f"sweep.resume={folder}", folder=tmp_path / "unused")
+    assert run.status == 0, run.stderr
+    after = done(folder)
+    assert set(after) == {"0", "1", "2", "3"}
+    assert all(after[job] == when for job, when in before.items())  # what was done is not done again
+    assert f"({4 - len(before)} of 4 jobs to do)" in run.stdout
+    assert not (tmp_path / "unused").exists()
+
+
+def test_another_sweeps_folder(sweep: TrainCommand, tmp_path: Path) -> None:
+    assert sweep("seed=0,1").status == 0
+    folder = tmp_path / "sweep"
+    before = sorted(str(path) for path in folder.rglob("*"))
+    for overrides, message in (
+        (("seed=0,1,2",), "has 2 jobs, and this command has 3"),
+        (("seed=0,2",), "its job 1 has seed=1, and this command seed=2"),
+        (("seed=0,1", "optimizer.lr=0.4"), "its job 0 has optimizer.lr=0.9, and this command optimizer.lr=0.4"),
+    ):
+        run = sweep(*overrides, f"sweep.resume={folder}", folder=tmp_path / "unused")
+        assert (run.status, len(run.stderr.splitlines())) == (1, 1)
+        assert message in run.stderr
+    assert sorted(str(path) for path in folder.rglob("*")) == before
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lrr=0.1,0.2"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
+        (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: input should be greater than 0"),
+        (["seed=range(3,3)"], "seed=range(3,3): has no values"),
+        (["optimizer.lr=interval(0,1)"], "a grid needs single values, such as optimizer.lr=0.1,0.5"),
+        (["model=lenet,lenett"], "model=lenett: no such choice"),
+        (["seed=0,1", "device=ddp"], "device.devices=2: a sweep (-m) runs on one device"),
+        (["seed=0,1", "sweep.resume=nowhere"], "is no folder"),
+        (["seed=0,1", "sweep.resume=."], "holds no sweep"),
+        (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),
+    ],
+)
+def test_a_mistake_in_a_sweep_gets_one_line_and_leaves_nothing(
+    sweep: TrainCommand, overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    run = sweep(*overrides)
+    assert run.status == 1
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_without_a_sweep_is_refused(train_command: TrainCommand) -> None:
+    run = train_command("sweep.resume=somewhere")
+    assert run.status == 1
+    assert run.stderr == "error: sweep.resume=somewhere: belongs to a sweep; add -m\n"
+
+
+def test_side_by_side(sweep: TrainCommand) -> None:
+    run = sweep("launcher=processes", "optimizer.lr=3e38,0.1", "seed=0,1")
+    assert run.status == 1
+    assert set(done(run.folder)) == {"2", "3"}
+    assert "error: 2 of 4 jobs failed: 0 optimizer.lr=3e+38" in run.stderr
+    assert "Job 1 failed; see its train.log" in run.stdout
+
+
+def test_a_job_that_is_killed_is_told_and_run_again(sweep: TrainCommand, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    words = ["-m", *SMALL, "seed=0,1", "trainer.max_epochs=200", "data.train_size=3000", f"hydra.sweep.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "train.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    for job in ("0", "1"):
+        while not (folder / job / "checkpoints").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Job 0 failed: its process was ended by SIGKILL" in out
+    assert "2 of 2 jobs failed" in errors
