@@ -66,8 +66,9 @@ def test_trials_that_diverge_count_as_failed(tmp_path: Path) -> None:
     space = "tune.space={optimizer.lr:{low:1e38,high:3e38}}"
     run = tune(tmp_path, "tune.trials=2", space, "tune.name=wild")
     assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
     assert [trial.state for trial in study(tmp_path, "wild").trials] == [TrialState.FAIL] * 2
-    assert "Trial 0 failed: the loss is not a number any more" in run.stdout
+    assert "Trial 0 failed: the weights give no finite val/loss" in run.stdout
     assert "No trial has ended as it should" in run.stdout
 
 

@@ -224,19 +224,6 @@ def test_what_was_not_measured_is_null(train_here: TrainCommand) -> None:
     assert run.metrics["test/acc"] is None
 
 
-def test_a_sweep_from_another_directory(train_command: TrainCommand, train_here: TrainCommand, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    axes = ("optimizer.lr=0.1,-1", "seed=3,4")
-    run = train_command(*SMALL, "-m", *axes, f"hydra.sweep.dir={sweep}", cwd=tmp_path)
-    jobs = [Finished(0, "", "", sweep / str(number)) for number in range(4)]
-    assert [job.metrics["seed"] for job in jobs[:2]] == [3, 4]
-    assert run.status != 0
-    for job in jobs[2:]:
-        assert "optimizer.lr=-1: input should be greater than 0" in (job.folder / "train.log").read_text()
-    alone = train_here(*SMALL, "optimizer.lr=0.1", "seed=4")
-    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(jobs[1]).items())
-
-
 def test_the_real_images(train_command: TrainCommand, real_root: Path) -> None:
     run = train_command(f"data.root={real_root}", "model=lenet_relu", "optimizer=adam", "trainer.max_epochs=1")
     assert run.status == 0, run.stderr

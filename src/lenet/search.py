@@ -102,7 +102,8 @@ class Choices(Section):
 
 
 def _kind(part: object) -> str:
-    return "Choices" if isinstance(part, dict) and "choices" in part else "Range"
+    is_choices = isinstance(part, Choices) or (isinstance(part, dict) and "choices" in part)
+    return "Choices" if is_choices else "Range"
 
 
 Dimension = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind)]
