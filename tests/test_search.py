@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def test_trials_that_diverge_count_as_failed(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert [trial.state for trial in study(tmp_path, "wild").trials] == [TrialState.FAIL] * 2
-    assert "Trial 0 failed: the weights give no finite val/loss" in run.stdout
+    # Which it is depends on the batch size that is drawn.
+    assert re.search(r"Trial 0 failed: the (loss is not a number|weights give no finite)", run.stdout)
     assert "No trial has ended as it should" in run.stdout
 
 
