@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from lenet import cli
+from lenet.search_space import read_search
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -29,12 +30,12 @@ def main() -> None:
             print(__doc__)
             return
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        config = cli.compose_config(PROJECT, "search", words)
+        search = read_search(cli.compose_config(PROJECT, "search", words))
 
-        from lenet.search import Study, read_search  # torch and Optuna load here, and a misspelt key need not wait
+        from lenet.search import Study  # torch and Optuna load here, and a mistake in the settings need not wait
 
         common = [word for word in words if not word.lstrip("+~").startswith(("tune=", "tune."))]
-        study = Study(read_search(config), lambda *more: cli.compose_settings(PROJECT, *more), common)
+        study = Study(search, lambda *more: cli.compose_settings(PROJECT, *more), common)
         try:
             study.work()
         except KeyboardInterrupt:

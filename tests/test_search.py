@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from lenet.cli import compose_config, compose_settings
 from lenet.errors import UserError
-from lenet.search import Choices, read_search
+from lenet.search_space import Choices, read_search
 from tests.conftest import PROJECT
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")

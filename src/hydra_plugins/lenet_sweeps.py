@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,7 @@ class Grid(Sweeper):
         for number, words in enumerate(_combinations(arguments)):
             settings = read_settings(self.hydra_context.config_loader.load_sweep_config(self.config, list(words)))
             preflight.check(settings)
-            if settings.device.devices > 1:
-                raise UserError(
-                    f"device.devices={settings.device.devices}: a sweep (-m) runs on one device; start such runs one"
-                    " by one"
-                )
+            preflight.check_one_device(settings, "a sweep (-m) runs on one device; start such runs one by one")
             plain = settings.model_dump(by_alias=True, exclude={"sweep"})
             yield Job(number, words, json.loads(json.dumps(plain)))
 
@@ -130,14 +127,12 @@ def _combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*choices.values()))
 
 
-def _alone(folder: Path) -> FileLock:
-    """A lock on the sweep, which ends with this process."""
-    lock = FileLock(folder / ".lock")
+def _alone(folder: Path) -> AbstractContextManager[object]:
+    """A lock on the sweep; it ends with this process, however that ends."""
     try:
-        lock.acquire(blocking=False)
+        return FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout:
         raise UserError(f"sweep.resume={folder}: another process is at work on it; wait for its end") from None
-    return lock
 
 
 def _name(words: Sequence[str]) -> str:

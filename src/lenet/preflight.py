@@ -34,6 +34,16 @@ def check(settings: Settings) -> None:
             raise UserError(f"trainer.{name}: Lightning's Trainer has no such argument{did_you_mean(name, accepted)}")
 
 
+def check_one_device(settings: Settings, remedy: str) -> None:
+    """Refuse several devices, where many runs follow each other or go on side by side.
+
+    Raises:
+        UserError: says what to do instead.
+    """
+    if settings.device.devices > 1:
+        raise UserError(f"device.devices={settings.device.devices}: {remedy}")
+
+
 def check_device(device: Device, has_gpu: bool) -> None:
     """Refuse a GPU where there is none, and more devices than there can be.
 

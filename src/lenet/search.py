@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import socket
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import optuna
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -33,14 +33,13 @@ from optuna.visualization import (
     plot_parallel_coordinate,
     plot_slice,
 )
-from pydantic import Discriminator, Field, Tag, model_validator
 from sqlalchemy.exc import SQLAlchemyError
 
-from lenet import preflight
-from lenet.config import Count, Section, Settings, known_keys, no_such_key, read_settings, validated
+from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.isolation import Ask, ProcessDiedError, call_in_fork
 from lenet.module import Classifier
+from lenet.search_space import Search
 from lenet.training import run
 
 log = logging.getLogger(__name__)
@@ -73,73 +72,18 @@ class SurplusError(Exception):
     """A trial that was begun when there were enough."""
 
 
-class Range(Section):
-    """Numbers from `low` to `high`."""
+class Outcome(NamedTuple):
+    """How a trial's training ended.
 
-    low: float | int
-    high: float | int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def low_is_below_high(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError("low: should be less than high, and greater than 0 with log=true")
-        return self
-
-    def suggest(self, trial: Trial, key: str) -> float | int:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, log=self.log)
-        return trial.suggest_float(key, self.low, self.high, log=self.log)
-
-
-class Choices(Section):
-    """One of several values."""
-
-    choices: list[str | int | float | bool] = Field(min_length=1)
-
-    def suggest(self, trial: Trial, key: str) -> str | int | float | bool | None:
-        return trial.suggest_categorical(key, self.choices)
-
-
-def _kind(part: object) -> str:
-    is_choices = isinstance(part, Choices) or (isinstance(part, dict) and "choices" in part)
-    return "Choices" if is_choices else "Range"
-
-
-Dimension = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind)]
-
-
-class Search(Section):
-    """How to search: the section `tune` of conf/search.yaml."""
-
-    name: str = Field(pattern=r"^[\w-]+$")
-    space: dict[str, Dimension] = Field(min_length=1)
-    trials: Count
-    folder: str = Field(min_length=1)
-    storage: str = Field(pattern=r"^\w+(\+\w+)?://")
-    seed: int
-    startup_trials: int = Field(ge=0)
-    warmup_epochs: int = Field(ge=0)
-
-
-def read_search(config: DictConfig) -> Search:
-    """The section `tune` of a configuration, checked, together with the settings that all trials have in common.
-
-    Raises:
-        UserError: names the key that is wrong.
+    Attributes:
+        error: what went wrong, in one line; None if nothing did.
+        acc: the best val/acc of its epochs.
+        hopeless: whether it was ended early.
     """
-    search = validated(Search, OmegaConf.to_container(config.tune, resolve=True), "tune")
-    settings = read_settings(config)
-    preflight.check(settings)
-    if settings.data.val_size == 0 or settings.test_every_epoch:
-        raise UserError("data.val_size=0: a search needs validation images, and no look at the test images")
-    if settings.device.devices > 1:
-        raise UserError(f"device.devices={settings.device.devices}: a trial runs on one device; start more workers")
-    known = set(known_keys())
-    for key in search.space:
-        if key not in known:
-            raise UserError(f"tune.space: {no_such_key(key)}")
-    return search
+
+    error: str | None
+    acc: float = math.nan
+    hopeless: bool = False
 
 
 class EndHopeless(pl.Callback):
@@ -202,12 +146,19 @@ class Study:
         """Run trials until there are as many as there should be, by whomever."""
         while True:
             self._repeat_lost_trials()
-            if self._counted(self.study.get_trials(deepcopy=False)) >= self.search.trials:
+            if len(self._counted()) >= self.search.trials:
                 return
             self.study.optimize(self._objective, n_trials=1, catch=(TrialFailedError, SurplusError))
 
-    def _counted(self, trials: Iterable[FrozenTrial]) -> int:
-        return len(_that_count(trials))
+    def _counted(self) -> dict[int, FrozenTrial]:
+        """By number, the trials that are or were run, without those that another repeats."""
+        trials = self.study.get_trials(deepcopy=False)
+        repeated = {trial.user_attrs.get(REPEATS) for trial in trials}
+        return {
+            trial.number: trial
+            for trial in trials
+            if trial.state != TrialState.WAITING and trial.number not in repeated and SURPLUS not in trial.user_attrs
+        }
 
     def _repeat_lost_trials(self) -> None:
         """Those whose worker on this machine was killed; those on others have Optuna's heartbeat, in a database."""
@@ -222,8 +173,7 @@ class Study:
 
     def _objective(self, trial: Trial) -> float:
         trial.set_user_attr(WORKER, _this_worker())
-        counted = _that_count(self.study.get_trials(deepcopy=False))
-        if sorted(counted).index(trial.number) >= self.search.trials:
+        if sorted(self._counted()).index(trial.number) >= self.search.trials:
             trial.set_user_attr(SURPLUS, True)  # workers that began the last one together
             raise SurplusError
         words = [f"{key}={part.suggest(trial, key)}" for key, part in self.search.space.items()]
@@ -232,19 +182,18 @@ class Study:
             settings = self.compose(*self.overrides, *words, NO_TEST)
             folder = self.folder / "trials" / str(trial.number)
             folder.mkdir(parents=True, exist_ok=True)
-            outcome = call_in_fork(
+            outcome: Outcome = call_in_fork(
                 lambda ask: _train(settings, folder, ask), lambda said: _has_no_prospects(trial, said)
             )
         except (UserError, HydraException, OmegaConfBaseException, ProcessDiedError) as error:
-            outcome = {"error": str(error)}
-        if outcome["error"] is not None:
-            log.error("Trial %d failed: %s", trial.number, " ".join(outcome["error"].split()))
+            outcome = Outcome(str(error))
+        if outcome.error is not None:
+            log.error("Trial %d failed: %s", trial.number, " ".join(outcome.error.split()))
             raise TrialFailedError
-        log.info("Trial %d: val/acc %.4f%s", trial.number, outcome["value"], ", ended early" * outcome["hopeless"])
-        if outcome["hopeless"]:
+        log.info("Trial %d: val/acc %.4f%s", trial.number, outcome.acc, ", ended early" * outcome.hopeless)
+        if outcome.hopeless:
             raise optuna.TrialPruned
-        value: float = outcome["value"]
-        return value
+        return outcome.acc
 
     def best_command(self) -> str | None:
         """The command that trains with the best setting; None if no trial has ended as it should."""
@@ -255,8 +204,7 @@ class Study:
 
     def report(self) -> str:
         """The best setting, how much each key matters, and Optuna's plots as pages in the study's folder."""
-        trials = self.study.get_trials(deepcopy=False)
-        states = Counter(trial.state.name.lower() for trial in trials if trial.number in _that_count(trials))
+        states = Counter(trial.state.name.lower() for trial in self._counted().values())
         lines = ["Trials: " + ", ".join(f"{count} {state}" for state, count in states.most_common())]
         command = self.best_command()
         if command is None:
@@ -276,7 +224,7 @@ class Study:
             yield page
 
 
-def _train(settings: Settings, folder: Path, ask: Ask) -> dict[str, Any]:
+def _train(settings: Settings, folder: Path, ask: Ask) -> Outcome:
     """In a process of its own."""
     handler = logging.FileHandler(folder / "train.log")
     logging.getLogger().handlers = [handler]  # not among the search's own lines
@@ -284,28 +232,17 @@ def _train(settings: Settings, folder: Path, ask: Ask) -> dict[str, Any]:
     try:
         result = run(settings, folder, [watch])
     except UserError as error:
-        return {"error": str(error), "value": None, "hopeless": False}
+        return Outcome(str(error))
     except Exception as error:
         log.exception("a defect of this program, or of a library")
-        return {"error": f"{type(error).__name__}: {error}", "value": None, "hopeless": False}
-    return {"error": None, "value": result["best_val_acc"], "hopeless": watch.hopeless}
+        return Outcome(f"{type(error).__name__}: {error}")
+    return Outcome(None, result["best_val_acc"], watch.hopeless)
 
 
 def _has_no_prospects(trial: Trial, said: tuple[int, float]) -> bool:
     epoch, acc = said
     trial.report(acc, epoch)
     return bool(trial.should_prune())
-
-
-def _that_count(trials: Iterable[FrozenTrial]) -> set[int]:
-    """The numbers of the trials that are or were run, without those that another repeats."""
-    trials = list(trials)
-    repeated = {trial.user_attrs.get(REPEATS) for trial in trials}
-    return {
-        trial.number
-        for trial in trials
-        if trial.state != TrialState.WAITING and trial.number not in repeated and SURPLUS not in trial.user_attrs
-    }
 
 
 def _repeat(study: optuna.Study, trial: FrozenTrial) -> None:
