@@ -19,8 +19,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
 AnySection = TypeVar("AnySection", bound="Section")
 
 
@@ -326,11 +324,9 @@ def no_such_key(key: str) -> str:
 
 def closest_key(key: str) -> str | None:
     """The key that was probably meant, also without what stands before its last dot; None if there is none like it."""
-    by_last_part = {full.rpartition(".")[2]: full for full in known_keys()}
-    for names in ({full: full for full in known_keys()}, by_last_part):
-        if close := difflib.get_close_matches(key, list(names), n=1):
-            return names[close[0]]
-    return None
+    known = known_keys()
+    by_last_part = {full.rpartition(".")[2]: full for full in known}
+    return _closest(key, known) or by_last_part.get(_closest(key, by_last_part) or "")
 
 
 def known_keys() -> list[str]:
@@ -355,5 +351,9 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean …?` with the closest of the known words, or nothing if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = _closest(word, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def _closest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

@@ -231,10 +231,10 @@ def _unpack(archive: Path, file: DataFile) -> bytes:
 
 
 def _download(url: str, folder: Path) -> Path:
-    name = url.rsplit("/", 1)[-1]
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
+    name = url.rsplit("/", 1)[-1]
     # The checksum of the .gz is known as well: nothing else is ever unpacked.
     md5 = dict(FashionMNIST.resources)[name]
     try:
