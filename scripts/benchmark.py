@@ -31,11 +31,14 @@ def at_least_one(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True, metavar="train|layers")
-    training = commands.add_parser(
-        "train",
-        help=train.__doc__.splitlines()[0] if train.__doc__ else None,
-        description=train.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    training, of_layers = (
+        commands.add_parser(
+            name,
+            help=what.__doc__.splitlines()[0] if what.__doc__ else None,
+            description=what.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, what in (("train", train), ("layers", layers))
     )
     training.add_argument(
         "--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5 by default"
@@ -49,12 +52,6 @@ def main() -> None:
         default=[256],
         metavar="SIZE",
         help="one or several; 256 by default",
-    )
-    of_layers = commands.add_parser(
-        "layers",
-        help=layers.__doc__.splitlines()[0] if layers.__doc__ else None,
-        description=layers.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     of_layers.add_argument("--rounds", type=at_least_one, default=15, help="15 by default")
     arguments = parser.parse_args()

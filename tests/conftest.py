@@ -123,6 +123,13 @@ def train_command(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
     return train
 
 
+def imported_by(*words: str, cwd: Path | None = None) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """The modules that `python train.py WORDS` loads, and how it ended."""
+    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return {line.split("|")[-1].strip() for line in done.stderr.splitlines()}, done
+
+
 @pytest.fixture
 def train_here(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
     """Trains in this process, which saves the seconds that a new one needs to load torch."""

@@ -13,7 +13,7 @@ import pytest
 
 from lenet import fashion_mnist
 from lenet.preflight import gpu_is_possible
-from tests.conftest import PROJECT, Finished, TrainCommand
+from tests.conftest import PROJECT, Finished, TrainCommand, imported_by
 
 
 def assert_refused(run: Finished, *parts: str) -> None:
@@ -124,10 +124,8 @@ def test_a_folder_that_cannot_be(train_command: TrainCommand, tmp_path: Path) ->
 
 
 def test_help_fits_a_screen_and_does_not_wait_for_torch() -> None:
-    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    imported, done = imported_by("--help")
     assert done.returncode == 0
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "hydra" in imported
     assert imported.isdisjoint({"torch", "lightning", "tensorboard"})
     lines = done.stdout.splitlines()
@@ -147,10 +145,8 @@ def test_help_fits_a_screen_and_does_not_wait_for_torch() -> None:
     ],
 )
 def test_a_mistake_is_answered_before_torch_is_loaded(overrides: list[str]) -> None:
-    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    imported, done = imported_by(*overrides)
     assert done.returncode == 1
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "lenet.config" in imported
     assert imported.isdisjoint({"torch", "lightning"})
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.module import Classifier
 from lenet.training import TAGS, build_classifier
-from tests.conftest import PROJECT, Finished, TrainCommand
+from tests.conftest import PROJECT, Finished, TrainCommand, imported_by
 from tests.test_module import BreaksAt
 
 SMALL = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=200", "trainer.max_epochs=2")
@@ -58,13 +55,9 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(
         assert (run.stdout + run.stderr).count("fuse=true: there is no gcc on this machine") == 1
 
 
-def test_a_run_loads_what_it_uses() -> None:
-    words = ["data=synthetic", "trainer.max_epochs=1", "data.train_size=300", "data.val_size=100", "hydra.run.dir=run"]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+def test_a_run_loads_what_it_uses(tmp_path: Path) -> None:
+    imported, done = imported_by(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert {"torch", "lightning.pytorch", "torchmetrics.metric"} <= imported
     assert imported.isdisjoint({"torchvision", "matplotlib"})
 
