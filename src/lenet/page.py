@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL.Image import Image
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -52,10 +53,13 @@ class Page:
         self._body.append(f"<pre>{html.escape(block)}</pre>")
         print("\n".join(f"    {line}" for line in block.splitlines()))
 
-    def picture(self, figure: Figure, caption: str) -> None:
+    def picture(self, picture: Figure | Image, caption: str) -> None:
         """Add a picture, with what it shows; the terminal gets the caption alone."""
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+        if isinstance(picture, Figure):
+            picture.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+        else:
+            picture.save(buffer, "PNG")
         data = base64.b64encode(buffer.getvalue()).decode()
         print(f"[picture: {caption}]")
         caption = html.escape(caption)

@@ -184,8 +184,8 @@ def _ways(page: Page) -> None:
         "Each column is one window of the image, from the first row to the last.",
     )
     page.picture(
-        images({"kernel matrix, 4×16": matrix}, width=8),
-        "Each row holds the kernel once, where its window lies in the flattened image; the palest grey is zero.",
+        images({"kernel matrix, 4×16": matrix}),
+        "Each row holds the kernel once, where its window lies in the flattened image; white is zero.",
     )
     lines = [f"{'stride':<8}{'padding':<9}" + "".join(f"{name:>15}" for name in ALGORITHMS)]
     for stride in (1, 2):
@@ -324,7 +324,7 @@ def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: tuple[str, ...
         maps = {}
         for name, stage in net.named_children():
             values = maps[name] = stage(values)
-    page.picture(images({"image, 28×28": image}, width=2), "One test image.")
+    page.picture(images({"image, 28×28": image}, width=240), "One test image.")
     for name, caption in (
         ("act1", "A feature map per channel: what each filter finds, after the activation (6×28×28)."),
         ("pool1", "Pooled (6×14×14)."),
