@@ -94,7 +94,8 @@ class Finished:
 
     @cached_property
     def events(self) -> EventAccumulator:
-        events = EventAccumulator(str(self.folder))
+        everything = {"images": 0, "histograms": 0, "tensors": 0}  # and not a sample of it
+        events = EventAccumulator(str(self.folder), size_guidance=everything)
         events.Reload()
         return events
 

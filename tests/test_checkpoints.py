@@ -18,6 +18,17 @@ def test_a_run_leaves_the_last_and_the_best(finished_run: Finished) -> None:
     assert names == ["best.ckpt", "last.ckpt"]
 
 
+def test_the_last_is_of_the_last_epoch_and_the_best_of_the_best(train_here: TrainCommand) -> None:
+    # At this learning rate nothing is learnt: the first epoch is as good as the second.
+    small = ("data.train_size=600", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")
+    run = train_here("data=synthetic", *small, "optimizer.lr=1e-30")
+    steps = {
+        name: torch.load(run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("last", "best")
+    }
+    assert steps == {"last": 4, "best": 2}
+
+
 @pytest.mark.parametrize("name", ["last", "best"])
 def test_checkpoints_load_without_trusting_them(finished_run: Finished, name: str) -> None:
     checkpoint = torch.load(finished_run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +61,26 @@ def test_a_run_loads_what_it_uses(tmp_path: Path) -> None:
     imported, done = imported_by(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0
     assert {"torch", "lightning.pytorch", "torchmetrics.metric"} <= imported
-    assert imported.isdisjoint({"torchvision", "matplotlib"})
+    assert imported.isdisjoint({"torchvision", "matplotlib", "torch._dynamo", "plotly"})
+
+
+def test_torchs_compiler_is_there_for_those_who_use_it() -> None:
+    program = """
+from lenet import lean
+import sys
+import torch
+from lightning.pytorch.utilities.compile import OptimizedModule
+assert "torch._dynamo.eval_frame" not in sys.modules
+net = torch.nn.Linear(2, 2)
+assert not isinstance(net, OptimizedModule)
+compiled = torch.compile(net, backend="eager")
+assert isinstance(compiled, OptimizedModule) and not isinstance(net, OptimizedModule)
+assert torch.equal(compiled(torch.ones(1, 2)), net(torch.ones(1, 2)))
+import torch._dynamo.config
+print(torch._dynamo.config.verbose)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
@@ -68,7 +89,8 @@ def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
 
 def test_what_a_run_leaves(finished_run: Finished) -> None:
     names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in finished_run.folder.iterdir()}
-    assert names == {".hydra", "train.log", "metrics.json", "checkpoints", "events.out.tfevents"}
+    files = {".hydra", "train.log", "metrics.json", "checkpoints", "events.out.tfevents"}
+    assert names == files | {"projector", "projector_config.pbtxt"}
     log = (finished_run.folder / "train.log").read_text()
     for line in finished_run.stdout.splitlines():
         assert line in log

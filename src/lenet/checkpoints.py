@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 
-def checkpoint_callback(folder: Path, val_size: int) -> ModelCheckpoint:
-    """Saves into `folder` after each epoch. Without validation images nothing can tell which epoch is best."""
-    if val_size == 0:
-        return ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    return ModelCheckpoint(
-        folder, filename="best", monitor="val/acc", mode="max", save_last=True, enable_version_counter=False
-    )
+def checkpoint_callbacks(folder: Path, val_size: int) -> list[Callback]:
+    """Save into `folder` after each epoch. Without validation images nothing can tell which epoch is best."""
+    # One each: what Lightning calls save_last leaves out epochs that are not the best.
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    best = ModelCheckpoint(folder, filename="best", monitor="val/acc", mode="max", enable_version_counter=False)
+    return [last, best] if val_size > 0 else [last]
 
 
 def in_background() -> AsyncCheckpointIO:

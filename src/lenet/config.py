@@ -218,6 +218,7 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     test_every_epoch: bool
     fuse: bool
+    dashboard: Literal["full", "minimal"]
     precision: Literal["float32", "bf16"]
     layers: Layers
     model: Annotated[LeNet | NormalizedLeNet, Field(discriminator="target")]

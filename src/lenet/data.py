@@ -55,12 +55,14 @@ class Block(NamedTuple):
     Attributes:
         images: (M, 1, 28, 28) uint8, those of all batches.
         labels: (M,) int64.
+        indices: (M,) int64, where the images stand in their data set; never moved to a device.
         sizes: for each batch the number of images here, and over all devices.
         stage: what they are for: "train", "val" or "test".
     """
 
     images: Tensor
     labels: Tensor
+    indices: Tensor
     sizes: tuple[tuple[int, int], ...]
     stage: str
 
@@ -87,7 +89,8 @@ class ImageSet(Dataset[Block]):
         indices = torch.cat([share.indices for share in shares])
         # index_select copies whole images; indexing with [] goes byte by byte, and takes eight times as long.
         images, labels = (data.index_select(0, indices) for data in (self.images, self.labels))
-        return Block(images, labels, tuple((len(share.indices), share.total) for share in shares), self.stage)
+        sizes = tuple((len(share.indices), share.total) for share in shares)
+        return Block(images, labels, indices, sizes, self.stage)
 
 
 class BatchSampler(Sampler[Share]):
@@ -222,6 +225,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Block, device: torch.device, dataloader_idx: int) -> Block:
         """Lightning's own looks for tensors in every number of a block."""
         return batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
+
+    def images(self, stage: str) -> ImageSet:
+        """Those of "train", "val" or "test"; to be called after `setup`."""
+        return self._sets[stage]
 
     def steps_in(self, blocks: int) -> int:
         """Optimizer steps in so many blocks from an epoch's beginning."""

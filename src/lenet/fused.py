@@ -107,6 +107,11 @@ class Fused:
 
         Images are bytes 0–255, or numbers in [0, 1].
         """
+        logits: Tensor = self.on_rows[-1](self.embed(images))
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The same without the last layer."""
         values = images
         for part in self.on_groups:
             if isinstance(part, tuple):
@@ -115,7 +120,7 @@ class Fused:
             else:  # in four dimensions: groups, channels, pixels, images of a group
                 values = part(values.flatten(2, 3)).view_as(values)
         values = values if len(values) == len(images) else values[: len(images)]
-        for layer in self.on_rows:
+        for layer in self.on_rows[:-1]:
             values = layer(values)
         return values
 

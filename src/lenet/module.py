@@ -83,12 +83,23 @@ class Classifier(pl.LightningModule):
         """Logits (N, 10) of images (N, 1, 28, 28): bytes 0–255, or floats in [0, 1]."""
         if self._fused is not None and self._fused.fits(images):
             return self._fused(images)
+        logits: Tensor = self.net(self._as_floats(images))
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the last layer makes logits of, (N, 84); of images as `forward` takes them."""
+        if self._fused is not None and self._fused.fits(images):
+            return self._fused.embed(images)
+        values = self._as_floats(images)
+        for layer in list(self.net.children())[:-1]:
+            values = layer(values)
+        return values
+
+    def _as_floats(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
-        dtype = next(self.net.parameters()).dtype
-        logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
-        return logits
+        return images.to(dtype=next(self.net.parameters()).dtype, memory_format=torch.channels_last)
 
     def _to_channels_last(self) -> None:
         # Layer by layer, LeNet trains considerably faster with channels last, in images and weights alike. (What is
@@ -181,10 +192,14 @@ class Classifier(pl.LightningModule):
 
     def summed_loss(self, batch: Batch, tally: Tally) -> Tensor:
         """The cross entropies of a batch's images, summed up (); adds the batch to the tally."""
+        return self._tallied(batch, tally)[0]
+
+    def _tallied(self, batch: Batch, tally: Tally) -> tuple[Tensor, Tensor]:
+        """The summed loss () and the logits (N, 10)."""
         logits = self(batch.images)
         loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
         tally.add(loss_sum, logits, batch.labels)
-        return loss_sum
+        return loss_sum, logits
 
     def _clip_gradients(self, limit: float) -> None:
         # Lightning's own refuses fused optimizers in mixed precision, because a scaler of losses may be in use.
@@ -239,11 +254,16 @@ class Classifier(pl.LightningModule):
                 f" optimizer.lr={self.trainer.optimizers[0].defaults['lr']}; try a smaller optimizer.lr"
             )
 
-    def validation_step(self, block: Block, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(block)
+    def on_validation_model_zero_grad(self) -> None:
+        """Lightning would drop the gradients of an epoch's last step here; callbacks may look at them."""
 
-    def test_step(self, block: Block, batch_idx: int) -> None:
-        self._evaluate(block)
+    def validation_step(self, block: Block, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Returns the logits (M, 10), for callbacks."""
+        return self._evaluate(block)
+
+    def test_step(self, block: Block, batch_idx: int) -> Tensor:
+        """Returns the logits (M, 10), for callbacks."""
+        return self._evaluate(block)
 
     def on_validation_epoch_end(self) -> None:
         self._publish_evaluation()
@@ -259,9 +279,9 @@ class Classifier(pl.LightningModule):
         if self.logger is not None:
             self.logger.log_metrics(values, step=self.trainer.global_step)
 
-    def _evaluate(self, block: Block) -> None:
-        for batch in block.batches():
-            self.summed_loss(batch, self._evaluation_tallies.setdefault(batch.stage, Tally()))
+    def _evaluate(self, block: Block) -> Tensor:
+        tally = self._evaluation_tallies.setdefault(block.stage, Tally())
+        return torch.cat([self._tallied(batch, tally)[1] for batch in block.batches()])
 
     def _publish_evaluation(self) -> None:
         tallies, self._evaluation_tallies = self._evaluation_tallies, {}

@@ -20,16 +20,17 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lenet import preflight
-from lenet.checkpoints import checkpoint_callback, in_background
+from lenet.checkpoints import checkpoint_callbacks, in_background
 from lenet.config import Settings, read_settings
+from lenet.dashboard import Dashboard
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
 from lenet.files import write_json
+from lenet.hyperparameters import hyperparameters
 from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
@@ -50,7 +51,7 @@ TAGS = (
     "lr",
     "train/examples_per_sec",
 )
-"""Everything that is logged to TensorBoard as a number."""
+"""What a run measures: in metrics.json, and as scalars in TensorBoard."""
 
 
 BATCH_COUNTING_ARGUMENTS = {"fast_dev_run", "limit_train_batches", "val_check_interval"}
@@ -102,14 +103,21 @@ def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ())
     pl.seed_everything(settings.seed, verbose=False)
     data = build_data(settings)
     throughput = Throughput()
-    checkpoint = checkpoint_callback(folder / "checkpoints", settings.data.val_size)
+    checkpoints = folder / "checkpoints"
     logger = RunLogger(folder)
+    dashboard = [Dashboard(logger, folder, data.classes)] if settings.dashboard == "full" else []
     trainer = _trainer(
         settings,
         gradient_clip_val=None,  # the classifier steps the optimizer, and clips
         gradient_clip_algorithm=None,
         logger=logger,
-        callbacks=[throughput, Progress(throughput), checkpoint, *callbacks],
+        callbacks=[
+            throughput,
+            Progress(throughput),
+            *dashboard,
+            *checkpoint_callbacks(checkpoints, settings.data.val_size),
+            *callbacks,
+        ],
         plugins=[in_background()],
         default_root_dir=folder,
     )
@@ -124,15 +132,16 @@ def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ())
             trainer.fit(classifier, datamodule=data)
             if not settings.test_every_epoch:
                 trainer.test(classifier, datamodule=data, verbose=False)
+        result = _result(settings, classifier, trainer, throughput)
+        logger.finish_comparison(result)
     except DivergenceError as error:
-        raise UserError(f"{error}; {_what_is_left(checkpoint)}") from None
+        raise UserError(f"{error}; {_what_is_left(checkpoints)}") from None
     except SystemExit:
         # What Lightning makes of Ctrl-C once it has closed the files.
-        raise KeyboardInterrupt(_what_is_left(checkpoint)) from None
+        raise KeyboardInterrupt(_what_is_left(checkpoints)) from None
     finally:
         logger.close()
 
-    result = _result(settings, classifier, trainer, throughput)
     if trainer.is_global_zero:
         write_json(folder / "metrics.json", result)
         loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
@@ -190,12 +199,15 @@ def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: 
     # A copy, so that looking at the network leaves no trace in it (in a normalisation's statistics, say).
     net = copy.deepcopy(classifier.net).eval()
     assert isinstance(net, nn.Sequential)
-    log.info("%s\nRun folder: %s", table(stages(net)), folder)
-    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), net)
+    rows = stages(net)
+    log.info("%s\nRun folder: %s", table(rows), folder)
+    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), rows)
+    if settings.dashboard == "full":
+        logger.begin_comparison(hyperparameters(settings))
 
 
-def _what_is_left(checkpoint: ModelCheckpoint) -> str:
-    last = Path(str(checkpoint.dirpath)) / "last.ckpt"
+def _what_is_left(checkpoints: Path) -> str:
+    last = checkpoints / "last.ckpt"
     return f"the last finished epoch is in {last}" if last.exists() else "no epoch was finished: no checkpoint"
 
 

@@ -162,15 +162,6 @@ def test_lenet_has_the_same_loss_curve_over_20_steps(algorithm: str) -> None:
     assert (curves[0] - curves[1]).abs().max() < 1e-3
 
 
-def test_as_builtin_exchanges_every_layer_and_leaves_the_network_alone() -> None:
-    ours, _ = lenets("taps")
-    builtin = layers.as_builtin(ours)
-    images = torch.rand(2, 1, 28, 28)
-    assert_close(builtin(images), ours(images), 1e-5)
-    assert {type(layer).__module__.split(".")[0] for layer in builtin.children()} == {"torch"}
-    assert isinstance(ours.conv1, layers.Conv2d)
-
-
 def test_the_configurations_algorithms_are_those_that_exist() -> None:
     from typing import get_args
 

@@ -3,6 +3,6 @@
 Nothing here calls PyTorch's convolution, pooling, unfold or fold; and nothing here needs more than PyTorch.
 """
 
-from lenet.layers.modules import AvgPool2d, Conv2d, ConvTranspose2d, MaxPool2d, as_builtin
+from lenet.layers.modules import AvgPool2d, Conv2d, ConvTranspose2d, MaxPool2d
 
-__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "MaxPool2d", "as_builtin"]
+__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "MaxPool2d"]

@@ -6,7 +6,6 @@ that a layer and its namesake in torch.nn can take each other's place. What is c
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -128,21 +127,3 @@ class AvgPool2d(_WithAlgorithm, nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
-
-
-def as_builtin(net: nn.Module) -> nn.Module:
-    """A copy of a network with torch.nn's layers in place of ours, for tools that know only those, such as tracers."""
-    net = copy.deepcopy(net)
-    for module in net.modules():
-        if type(module) in _NAMESAKES:
-            # Nothing but the class differs: parameters and settings are those of the namesake.
-            module.__class__ = _NAMESAKES[type(module)]
-    return net
-
-
-_NAMESAKES: dict[type[nn.Module], type[nn.Module]] = {
-    Conv2d: nn.Conv2d,
-    ConvTranspose2d: nn.ConvTranspose2d,
-    MaxPool2d: nn.MaxPool2d,
-    AvgPool2d: nn.AvgPool2d,
-}
