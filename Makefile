@@ -36,7 +36,7 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 
 # Where none of the usual sources has the files, Debian's package can help.
 $(DATA): | $(ENVIRONMENT)
-	$(VENV) scripts/get_data.py --root data || { scripts/install_debian_data.sh && $(VENV) scripts/get_data.py --root data; }
+	$(VENV) scripts/get_data.py --root data || { scripts/install_debian_package.sh dataset-fashion-mnist && $(VENV) scripts/get_data.py --root data; }
 
 clean:
 	rm -rf .venv

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lenet import fashion_mnist
+from lenet import events, fashion_mnist
 from lenet.cli import compose_settings
 from lenet.errors import UserError
 from lenet.kernels import load
@@ -94,10 +94,7 @@ class Finished:
 
     @cached_property
     def events(self) -> EventAccumulator:
-        everything = {"images": 0, "histograms": 0, "tensors": 0}  # and not a sample of it
-        events = EventAccumulator(str(self.folder), size_guidance=everything)
-        events.Reload()
-        return events
+        return events.read(self.folder)
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
         """(step, value) of each point in TensorBoard."""

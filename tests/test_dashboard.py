@@ -18,12 +18,12 @@ from tests.conftest import Finished, TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=600", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")
 EPOCHLY = {
-    "filters/first_layer",
+    "network/filters",
     "val/predictions",
     "val/confusion",
     "val/mistakes",
-    "feature_maps/act1",
-    "feature_maps/act2",
+    "network/act1",
+    "network/act2",
 }
 PARAMETERS = [f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1", "fc2", "fc3") for kind in ("weight", "bias")]
 
@@ -105,7 +105,7 @@ def test_pictures_change_nothing_of_the_training(train_here: TrainCommand) -> No
 
 def test_where_the_test_images_are_evaluated_after_each_epoch(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "data.val_size=0", "test_every_epoch=true")
-    assert set(run.events.Tags()["images"]) == {"filters/first_layer", "test/confusion"}
+    assert set(run.events.Tags()["images"]) == {"network/filters", "test/confusion"}
     assert [image.step for image in run.events.images.Items("test/confusion")] == [6]
     assert run.scalars("figure/held_out_acc") == [
         (1, run.scalars("test/acc")[0][1]),

@@ -6,10 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
 from tensorboard.plugins.hparams.metadata import (
@@ -22,6 +18,7 @@ from tensorboard.plugins.hparams.metadata import (
 )
 
 from lenet.cli import compose_settings
+from lenet.events import read
 from lenet.hyperparameters import hyperparameters
 from lenet.model import LeNet
 from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS, RunLogger
@@ -125,21 +122,3 @@ def test_an_event_is_on_the_disk_within_five_seconds(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     logger.close()
-
-
-@settings(max_examples=15)
-@given(data=st.binary(max_size=40))
-def test_checksums_are_tensorboards(data: bytes) -> None:
-    # Castagnoli's CRC of 32 bits, from its polynomial, bit by bit.
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    assert pywrap_tensorflow.crc32c(data) == crc ^ 0xFFFFFFFF
-
-
-def read(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return events

@@ -117,7 +117,7 @@ class Dashboard(pl.Callback):
         self._add_to_figure(pl_module, trainer.current_epoch + 1)
         self._histograms(pl_module, step)
         if kernels := filters(pl_module.net):
-            self.logger.picture("filters/first_layer", kernels, step)
+            self.logger.picture("network/filters", kernels, step)
         if validation is not None:
             self._show(validation, pl_module, step)
 
@@ -148,7 +148,7 @@ class Dashboard(pl.Callback):
             self.logger.picture("val/mistakes", worst, step)
         with evaluating(module):
             for name, image in feature_maps(module.net, torch.from_numpy(validation.images[0])).items():
-                self.logger.picture(f"feature_maps/{name}", image, step)
+                self.logger.picture(f"network/{name}", image, step)
         for name, curve in zip(self.classes, precision_recall(validation), strict=True):
             self.logger.experiment.add_pr_curve_raw(f"val/{name}", *curve, step, THRESHOLDS)
 

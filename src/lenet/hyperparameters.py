@@ -7,6 +7,9 @@ from lenet.config import NormalizedLeNet, Settings
 NONE = "–"
 """Where a run has no such setting: SGD has no betas."""
 
+FOREMOST = ("data.batch_size", "model.activation", "optimizer", "optimizer.lr", "seed")
+"""What most comparisons are about."""
+
 
 def hyperparameters(settings: Settings) -> dict[str, float | str]:
     """By key. A key has the same type in every run: what not all have is text."""

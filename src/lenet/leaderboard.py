@@ -31,6 +31,11 @@ class Row:
     values: dict[str, list[float]]
 
     @property
+    def name(self) -> str:
+        """The setting as text."""
+        return " ".join(self.setting) or "(all)"
+
+    @property
     def done(self) -> int:
         """How many of its jobs are done."""
         return len(self.values["seconds"])
@@ -60,17 +65,18 @@ class Leaderboard:
 
     def __str__(self) -> str:
         """A line for each setting, in columns."""
-        heads = ["setting", "n", *METRICS]
-        lines = [
-            [" ".join(row.setting) or "(all)", _count(row), *(_cell(row, name) for name in METRICS)]
-            for row in self.rows
-        ]
+        heads, *lines = self.cells()
         widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
         texts = []
         for setting, *cells in [heads, *lines]:
             numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             texts.append("  ".join([setting.ljust(widths[0]), *numbers]).rstrip())
         return "\n".join(texts)
+
+    def cells(self) -> list[list[str]]:
+        """The head of the table, and its rows."""
+        rows = [[row.name, _count(row), *(_cell(row, name) for name in METRICS)] for row in self.rows]
+        return [["setting", "n", *METRICS], *rows]
 
     def save(self) -> str:
         """Write leaderboard.csv and leaderboard.png into the sweep's folder; returns a line that says so."""
@@ -102,7 +108,7 @@ class Leaderboard:
             axes.plot(values, [height] * len(values), "o", color="C0", alpha=0.6)
             if values:
                 axes.plot([statistics.fmean(values)] * 2, [height - 0.3, height + 0.3], color="C1", linewidth=2)
-        axes.set_yticks(range(len(rows)), [" ".join(row.setting) or "(all)" for row in rows])
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_xlabel(f"{metric}: each run, and the mean")
         axes.grid(axis="x", alpha=0.3)
         figure.savefig(path, dpi=120)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
@@ -21,24 +20,21 @@ from tensorboard.compat.proto.node_def_pb2 import NodeDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.versions_pb2 import VersionDef
-from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
+from lenet import events  # noqa: F401 - its checksums
 from lenet.summary import Stage
-
-# TensorBoard's own goes through the bytes one by one in Python, three tenths of a second for a megabyte.
-pywrap_tensorflow.crc32c = google_crc32c.value
 
 FIGURE = "figure"
 FIGURE_TAGS = (f"{FIGURE}/train_loss", f"{FIGURE}/train_acc", f"{FIGURE}/held_out_acc")
 """The three curves of the tutorial's figure. Their steps are epochs."""
 
 FINAL_TAGS = {
-    "final/train_loss": ("train/loss",),
-    "final/train_acc": ("train/acc",),
     "final/held_out_acc": ("val/acc", "test/acc"),
     "final/test_acc": ("test/acc",),
+    "final/train_acc": ("train/acc",),
+    "final/train_loss": ("train/loss",),
     "final/examples_per_sec": ("train/examples_per_sec",),
 }
 """What the HParams tab compares, every run having them all: the first of these measures that the run has."""
@@ -67,11 +63,14 @@ class RunLogger(TensorBoardLogger):
         """Let the custom-scalars tab show the tutorial's figure."""
         self.experiment.add_custom_scalars({"LeNet": {"loss and accuracy by epoch": ["Multiline", list(FIGURE_TAGS)]}})
 
-    def begin_comparison(self, hyperparameters: Mapping[str, float | str]) -> None:
-        """Make the run a row of the HParams tab; `finish_comparison` completes it."""
+    def begin_comparison(self, hyperparameters: Mapping[str, float | str], shown: Container[str] = ()) -> None:
+        """Make the run a row of the HParams tab, which shows some columns from the start; `finish_comparison` completes
+        the row.
+        """
         kinds = {name: "STRING" if isinstance(value, str) else "FLOAT64" for name, value in hyperparameters.items()}
         columns = [
-            api_pb2.HParamInfo(name=name, type=api_pb2.DataType.Value(f"DATA_TYPE_{kind}"))
+            # Columns that "differ" come first in TensorBoard, and of those it shows five.
+            api_pb2.HParamInfo(name=name, type=api_pb2.DataType.Value(f"DATA_TYPE_{kind}"), differs=name in shown)
             for name, kind in kinds.items()
         ]
         metrics = [

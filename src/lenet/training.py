@@ -30,7 +30,7 @@ from lenet.dashboard import Dashboard
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
 from lenet.files import write_json
-from lenet.hyperparameters import hyperparameters
+from lenet.hyperparameters import FOREMOST, hyperparameters
 from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
@@ -203,7 +203,7 @@ def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: 
     log.info("%s\nRun folder: %s", table(rows), folder)
     logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), rows)
     if settings.dashboard == "full":
-        logger.begin_comparison(hyperparameters(settings))
+        logger.begin_comparison(hyperparameters(settings), FOREMOST)
 
 
 def _what_is_left(checkpoints: Path) -> str:

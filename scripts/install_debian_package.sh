@@ -1,0 +1,16 @@
+#!/bin/sh
+# Install a package of Debian's: the data set, for machines that reach a package mirror but not the data set's, or a
+# browser, for the tests that look at pages.
+set -eu
+package=$1
+if ! command -v apt-get >/dev/null; then
+    echo "error: this is no Debian system, so its package $package cannot be installed; see the sources named above" >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    echo "error: run this, then make again: sudo apt-get install $package" >&2
+    exit 1
+fi
+echo "Installing Debian's package $package."
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "$package"

@@ -1,0 +1,205 @@
+"""A run or a sweep as one page to keep or to send: curves, confusion matrix, mistakes, configuration, comparison.
+
+Everything on it is read from the folder: what the run has measured is in metrics.json, and its curves and pictures are
+those of TensorBoard's event file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plotly import graph_objects as plot
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lenet import events, sweep
+from lenet.errors import UserError
+from lenet.leaderboard import Leaderboard
+from lenet.page import Page
+from lenet.sweep import PLAN, RESULT, Sweep
+
+LOSSES = {"train/loss": "training", "val/loss": "validation", "test/loss": "test"}
+ACCURACIES = {"train/acc": "training", "val/acc": "validation", "test/acc": "test"}
+
+PICTURES = {
+    "test/confusion": "The test images: how often each class was taken for each.",
+    "val/confusion": "The validation images: how often each class was taken for each.",
+    "val/mistakes": "Validation images that were classified wrongly with most certainty: above each its true class, and"
+    " the predicted one with its probability.",
+    "val/predictions": "The first validation images: above each its true class, and the predicted one.",
+    "network/filters": "The kernels of the first convolution: red is positive, blue negative.",
+    "network/act1": "The first validation image after the first convolution and its activation.",
+    "network/act2": "And after the second.",
+}
+SECTIONS = {
+    "Confusion": ("test/confusion", "val/confusion"),
+    "Mistakes": ("val/mistakes", "val/predictions"),
+    "Filters": ("network/filters", "network/act1", "network/act2"),
+}
+"""Of a run's pictures, those of its last epoch."""
+
+
+class Run(NamedTuple):
+    """What a run has left.
+
+    Attributes:
+        folder: of the run.
+        metrics: its metrics.json; empty if it has not ended as it should.
+        events: of its event file.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    events: EventAccumulator
+
+    def curve(self, tag: str) -> list[float]:
+        """A value for each epoch."""
+        return [point.value for point in self.events.Scalars(tag)] if tag in self.events.Tags()["scalars"] else []
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html into the folder of a run or a sweep; returns its path.
+
+    Raises:
+        UserError: the folder holds neither, or the page cannot be written.
+    """
+    if (folder / PLAN).is_file():
+        page = _page_of_sweep(sweep.read(folder, ""))
+    elif any(folder.glob("events.out.tfevents.*")):
+        page = _page_of_run(_read(folder))
+    else:
+        what = "holds neither a run nor a sweep" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder}: {what}; name one such as outputs/DATE/TIME or outputs/multirun/DATE/TIME")
+    path = folder / "report.html"
+    try:
+        page.save(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def _read(folder: Path) -> Run:
+    path = folder / RESULT
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return Run(folder, metrics, events.read(folder))
+
+
+def _page_of_run(run: Run) -> Page:
+    page = Page(f"Run {_name(run.folder)}", _summary(run), printed=False)
+    _add_run(page, run)
+    return page
+
+
+def _page_of_sweep(whole: Sweep) -> Page:
+    board = Leaderboard(whole)
+    done = [job for job in whole.jobs if whole.is_done(job)]
+    best = board.rows[0]
+    introduction = (
+        f"{len(done)} of {len(whole.jobs)} runs are done. The best setting is {best.name}, by the mean of val/acc over"
+        " its seeds; the test images decided on nothing."
+    )
+    page = Page(f"Sweep {_name(whole.folder)}", introduction, printed=False)
+    page.section("Comparison")
+    heads, *rows = board.cells()
+    page.table(heads, rows)
+    page.chart(_comparison(board), "Each dot is a run, each bar the mean of a setting.")
+    runs = {" ".join(whole.distinct(job)) or "(all)": _read(whole.folder_of(job)) for job in done}
+    curves = {name: run.curve("val/acc") or run.curve("test/acc") for name, run in runs.items()}
+    page.chart(_lines("accuracy on held-out images", curves), "Each run's held-out accuracy, epoch by epoch.")
+    name, run = max(runs.items(), key=lambda item: item[1].metrics.get("val/acc") or 0.0)
+    page.section("Best")
+    page.text(f"The run with the highest val/acc of all, {name}: {_summary(run)}")
+    _add_run(page, run)
+    return page
+
+
+def _add_run(page: Page, run: Run) -> None:
+    page.section("Curves")
+    figure = {"training loss": "train/loss", "training accuracy": "train/acc"}
+    figure["held-out accuracy"] = "val/acc" if run.curve("val/acc") else "test/acc"
+    page.chart(
+        _lines("", {name: run.curve(tag) for name, tag in figure.items()}),
+        "The tutorial's figure: loss and accuracy on the training images, accuracy on those held out.",
+    )
+    losses = {name: curve for tag, name in LOSSES.items() if len(curve := run.curve(tag)) > 1}
+    page.chart(_lines("loss", losses), "Mean cross entropy of an epoch's images.")
+    speed = {"training": run.curve("train/examples_per_sec")}
+    page.chart(_lines("examples per second", speed), "Loading, logs and checkpoints included, validation left out.")
+    if run.metrics:
+        page.section("Numbers")
+        page.table(["measure", "value"], [[key, _value(value)] for key, value in run.metrics.items()])
+    saved = set(run.events.Tags()["images"])
+    for title, tags in SECTIONS.items():
+        shown = [tag for tag in tags if tag in saved]
+        if shown:
+            page.section(title)
+        for tag in shown:
+            page.picture(run.events.Images(tag)[-1].encoded_image_string, PICTURES[tag])
+    if not saved:
+        page.text("There are no pictures: the run was made with dashboard=minimal, or has not finished an epoch.")
+    page.section("Configuration")
+    page.numbers(_configuration(run))
+
+
+def _name(folder: Path) -> str:
+    return "/".join(folder.resolve().parts[-2:])  # DATE/TIME
+
+
+def _summary(run: Run) -> str:
+    if not run.metrics:
+        return "This run has not finished; here is what it has left so far."
+    of_class = {"train/loss": "training loss", "train/acc": "training accuracy", "val/acc": "validation accuracy"}
+    of_class |= {"test/acc": "test accuracy"}
+    figures = [f"{name} {run.metrics[tag]:.3f}" for tag, name in of_class.items() if run.metrics.get(tag) is not None]
+    when = datetime.fromtimestamp((run.folder / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return (
+        f"{', '.join(figures)}, after {run.metrics['epochs']} epochs with seed {run.metrics['seed']} on"
+        f" {run.metrics['device']}; ended {when}."
+    )
+
+
+def _configuration(run: Run) -> str:
+    tag = "config/text_summary"
+    if tag not in run.events.Tags()["tensors"]:
+        return "unknown"
+    text: str = run.events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    return text.removeprefix("```yaml\n").removesuffix("```").rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _lines(title: str, curves: Mapping[str, list[float]]) -> plot.Figure:
+    """A line for each curve, over the epochs."""
+    figure = plot.Figure()
+    for name, values in curves.items():
+        epochs = list(range(1, len(values) + 1))
+        figure.add_scatter(x=epochs, y=values, name=name, mode="lines+markers")
+    most = max(map(len, curves.values()), default=0)
+    return _styled(figure, "epoch", title).update_xaxes(tick0=1, dtick=max(1, most // 10))
+
+
+def _comparison(board: Leaderboard) -> plot.Figure:
+    rows = [row for row in board.rows if row.done][::-1]
+    metric = "val/acc" if any(row.values["val/acc"] for row in rows) else "train/loss"
+    figure = plot.Figure()
+    dots = [(value, row.name) for row in rows for value in row.values[metric]]
+    figure.add_bar(x=[row.mean(metric) for row in rows], y=[row.name for row in rows], orientation="h", name="mean")
+    figure.add_scatter(x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", name="runs")
+    figure.update_layout(height=160 + 34 * len(rows))
+    return _styled(figure, metric, "")
+
+
+def _styled(figure: plot.Figure, x: str, y: str) -> plot.Figure:
+    # The legend grows upwards from the plot, however many lines there are.
+    legend = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
+    return figure.update_layout(template="plotly_white", xaxis_title=x, yaxis_title=y, legend=legend)

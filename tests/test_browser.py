@@ -1,0 +1,247 @@
+"""TensorBoard and a report in a real browser: that each tab shows the runs, with their numbers.
+
+Screenshots of all of them are left in outputs/screenshots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+
+from lenet import events
+from lenet.report import write_report
+from lenet.sweep import read
+from lenet.synthetic import CLASSES
+from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS
+from tests.conftest import PROJECT, Finished, TrainCommand
+
+SCREENSHOTS = PROJECT / "outputs" / "screenshots"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The projector needs WebGL, which a machine without a GPU has in software.
+FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+SWEEP = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=100", "trainer.max_epochs=2")
+PATIENCE = 30_000
+"""Milliseconds to wait for what a page is to show; the machine may be busy."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None and "CI" not in os.environ:
+        pytest.skip(f"there is none of {', '.join(BROWSERS)} on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def sweep(train_command: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outputs") / "multirun"
+    words = ("model=lenet_relu", "optimizer=adam,sgd", "optimizer.lr=0.002")
+    run = train_command("-m", *SWEEP, *words, f"hydra.sweep.dir={folder}")
+    assert run.status == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(sweep: Path) -> Iterator[str]:
+    """Of a TensorBoard that shows the sweep's two runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--logdir", str(sweep), "--host", "127.0.0.1", "--port", str(port)]
+    # Of the user's own settings none is to matter.
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *where], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}").close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                assert server.poll() is None
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(PATIENCE)
+    page.route("**/*", lambda route: route.continue_() if _is_here(route.request.url) else route.abort())
+    mistakes: list[str] = []
+    page.on("pageerror", lambda error: mistakes.append(str(error)))
+    yield page
+    page.close()
+    assert mistakes == []
+
+
+def _is_here(url: str) -> bool:
+    return url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:"))
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in events.read(folder).Scalars(tag)]
+
+
+def save(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_scalars(page: Page, address: str, sweep: Path) -> None:
+    with page.expect_response(lambda answer: "scalars_multirun" in answer.url) as answer:
+        page.goto(f"{address}/#scalars&tagFilter=val%2Facc")
+    expect(page.get_by_text("tag: val/acc").first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+    save(page, "scalars")
+    for run in ("0", "1"):
+        drawn = [(step, value) for _, step, value in answer.value.json()[run]]
+        assert drawn == scalars(sweep / run, "val/acc")
+
+
+def test_the_tutorials_figure(page: Page, address: str, sweep: Path) -> None:
+    answers: dict[str, dict[str, Any]] = {}
+
+    def keep(answer: Response) -> None:
+        if "custom_scalars/scalars?" in answer.url:
+            answers[parse_qs(urlsplit(answer.url).query)["run"][0]] = answer.json()["tag_to_events"]
+
+    page.on("response", keep)
+    page.goto(f"{address}/#custom_scalars")
+    expect(page.get_by_text("loss and accuracy by epoch")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Matches (6)")).to_be_visible(timeout=PATIENCE)  # three curves of two runs
+    page.wait_for_timeout(500)
+    save(page, "custom_scalars")
+    for run in ("0", "1"):
+        drawn = {tag: [(step, value) for _, step, value in points] for tag, points in answers[run].items()}
+        assert drawn == {tag: scalars(sweep / run, tag) for tag in FIGURE_TAGS}
+
+
+def test_hyperparameters(page: Page, address: str, sweep: Path) -> None:
+    page.goto(f"{address}/#hparams")
+    cells = page.locator("vaadin-grid-cell-content")
+    expect(cells.filter(has_text="Adam").first).to_be_visible(timeout=PATIENCE)
+    save(page, "hparams")
+    texts = [text.strip() for text in cells.all_inner_texts()]
+    for run in ("0", "1"):
+        acc = scalars(sweep / run, "final/held_out_acc")[0][1]
+        assert any(text == f"{acc:.5g}" or _same(text, acc) for text in texts)
+    assert {"Adam", "SGD"} <= set(texts)
+    assert not any(text.startswith("-1") for text in texts)
+    table = page.evaluate(
+        """async () => (await fetch('data/plugin/hparams/session_groups', {method: 'POST', body: JSON.stringify(
+            {experimentName: '', allowedStatuses: ['STATUS_SUCCESS'], colParams: [], startIndex: 0, sliceSize: 9}
+        )})).json()"""
+    )
+    groups = table["sessionGroups"]
+    assert len(groups) == 2
+    for group in groups:
+        assert {metric["name"]["tag"] for metric in group["metricValues"]} == set(FINAL_TAGS)
+        assert all(value not in (None, "") for value in group["hparams"].values())
+
+
+def _same(text: str, value: float) -> bool:
+    try:
+        return float(text) == pytest.approx(value, rel=1e-4)
+    except ValueError:
+        return False
+
+
+def test_images(page: Page, address: str) -> None:
+    page.goto(f"{address}/#images")
+    for tag in ("network/act1", "network/filters"):
+        expect(page.get_by_text(f"tag: {tag}").first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+    save(page, "images")
+    loaded = page.locator("tf-image-loader img").evaluate_all("all => all.map(each => each.naturalWidth)")
+    assert len(loaded) >= 4
+    assert all(width > 100 for width in loaded)
+
+
+def test_curves_of_precision_and_recall(page: Page, address: str) -> None:
+    page.goto(f"{address}/#pr_curves")
+    expect(page.get_by_text(f"tag: val/{CLASSES[0]}").first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(500)
+    save(page, "pr_curves")
+
+
+@pytest.mark.parametrize(
+    ("tab", "text"),
+    [
+        ("histograms", "weights/conv1.weight"),
+        ("distributions", "gradients/conv1.weight"),
+        ("text", "config/text_summary"),
+        ("graphs", "Main Graph"),
+    ],
+)
+def test_other_tabs(page: Page, address: str, tab: str, text: str) -> None:
+    page.goto(f"{address}/#{tab}")
+    expect(page.get_by_text(text).first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+    save(page, tab)
+    if tab == "graphs":
+        expect(page.locator("svg text").filter(has_text="conv2").first).to_be_attached(timeout=PATIENCE)
+
+
+def test_the_projector(page: Page, address: str) -> None:
+    page.goto(f"{address}/#projector")
+    inside = page.frame_locator("iframe").frame_locator("iframe")
+    for text in ("Points: 100", "Dimension: 84"):
+        expect(inside.get_by_text(text).first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(2000)
+    save(page, "projector")
+
+
+CHARTS = (
+    "() => [...document.querySelectorAll('.js-plotly-plot')].map(each => each.data.map(line => [line.name, line.y]))"
+)
+
+
+def test_the_report_of_a_run(page: Page, finished_run: Finished) -> None:
+    page.goto(write_report(finished_run.folder).as_uri())
+    figure, losses, speed = page.evaluate(CHARTS)
+    tags = {"training loss": "train/loss", "training accuracy": "train/acc", "held-out accuracy": "val/acc"}
+    assert [name for name, _ in figure] == list(tags)
+    for (_, values), tag in zip(figure, tags.values(), strict=True):
+        assert values == pytest.approx([value for _, value in finished_run.scalars(tag)])
+    assert [name for name, _ in losses] == ["training", "validation"]
+    assert speed[0][1] == pytest.approx([value for _, value in finished_run.scalars("train/examples_per_sec")])
+    widths = page.locator("img").evaluate_all("all => all.map(each => each.naturalWidth)")
+    assert len(widths) == 7
+    assert all(width > 100 for width in widths)
+    expect(page.get_by_text(f"test accuracy {finished_run.metrics['test/acc']:.3f}")).to_be_visible()
+    expect(page.get_by_text("_target_: torch.optim.Adam")).to_be_visible()
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "report_of_a_run.png", full_page=True)
+
+
+def test_the_report_of_a_sweep(page: Page, sweep: Path) -> None:
+    page.goto(write_report(sweep).as_uri())
+    comparison, curves, *_ = page.evaluate(CHARTS)
+    jobs = read(sweep, "").jobs
+    for job in jobs:
+        (name,) = (word for word in job.overrides if word.startswith("optimizer="))
+        values = next(values for title, values in curves if title == name)
+        assert values == pytest.approx([value for _, value in scalars(sweep / str(job.number), "val/acc")])
+    assert sorted(comparison[0][1]) == ["optimizer=adam", "optimizer=sgd"]
+    assert page.locator("table").first.locator("tr").count() == 3
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "report_of_a_sweep.png", full_page=True)
