@@ -79,6 +79,8 @@ def test_a_model_brings_the_rate_that_suits_it_unless_the_user_says_otherwise(ov
         ("+trainer.precision=64-true", "trainer.precision=64-true: is set by precision=float32 or precision=bf16"),
         ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2: is set by a larger data.batch_size"),
         ("seed=4294967296", "seed=4294967296: input should be less than or equal to 4294967295"),
+        ("device.num_nodes=2", "device.num_nodes=2: several machines need device=ddp"),
+        ("dashboard=none", "dashboard=none: input should be 'full' or 'minimal'"),
         ("device.devices=0", "device.devices=0: input should be greater than or equal to 1"),
         ("+optimizer.momentun=0.9", "optimizer.momentun: no such key; did you mean optimizer.momentum?"),
         ("+zebra=1", "zebra: no such key"),

@@ -89,6 +89,7 @@ def test_minimal_leaves_the_curves(train_here: TrainCommand) -> None:
     assert (tags["images"], tags["histograms"], tags["tensors"]) == ([], [], ["config/text_summary"])
     assert not any(tag.startswith(("figure/", "final/")) for tag in tags["scalars"])
     assert not (run.folder / "projector").exists()
+    assert run.metrics["dashboard_seconds"] == 0
 
 
 def test_pictures_change_nothing_of_the_training(train_here: TrainCommand) -> None:

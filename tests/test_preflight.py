@@ -40,7 +40,7 @@ def test_a_gpu_is_possible_where_dev_has_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_gpu_is_asked_for_where_there_is_none() -> None:
-    device = Device(accelerator="gpu", devices=1, strategy="auto")
+    device = Device(accelerator="gpu", devices=1, num_nodes=1, strategy="auto")
     preflight.check_device(device, has_gpu=True)
     with pytest.raises(UserError, match=r"device=gpu: torch .* finds no GPU on this machine; use device=auto or"):
         preflight.check_device(device, has_gpu=False)
@@ -49,7 +49,7 @@ def test_a_gpu_is_asked_for_where_there_is_none() -> None:
 @pytest.mark.parametrize("accelerator", ["auto", "cpu"])
 def test_more_devices_than_there_are_cores(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.os, "cpu_count", lambda: 4)  # type: ignore[attr-defined]
-    device = Device.model_validate({"accelerator": accelerator, "devices": 5, "strategy": "ddp"})
+    device = Device.model_validate({"accelerator": accelerator, "devices": 5, "num_nodes": 1, "strategy": "ddp"})
     with pytest.raises(UserError, match=r"device\.devices=5: this machine has 4 CPU cores; use at most 4"):
         preflight.check_device(device, has_gpu=False)
     if accelerator == "auto":

@@ -137,6 +137,10 @@ def test_another_sweeps_folder(sweep: TrainCommand, tmp_path: Path) -> None:
         (["optimizer.lr=interval(0,1)"], "a grid needs single values, such as optimizer.lr=0.1,0.5"),
         (["model=lenet,lenett"], "model=lenett: no such choice"),
         (["seed=0,1", "device=ddp"], "device.devices=2: a sweep (-m) runs on one device"),
+        (
+            ["seed=0,1", "device=ddp", "device.devices=1", "device.num_nodes=2"],
+            "device.num_nodes=2: a sweep (-m) runs on one device",
+        ),
         (["seed=0,1", "sweep.resume=nowhere"], "is no folder"),
         (["seed=0,1", "sweep.resume=."], "holds no sweep"),
         (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -99,7 +100,8 @@ def test_what_a_run_leaves(finished_run: Finished) -> None:
 def test_metrics_json(finished_run: Finished) -> None:
     metrics = finished_run.metrics
     others = {"best_val_acc", "epochs", "images", "seed", "device", "parameters", "seconds", "versions"}
-    assert set(metrics) == set(TAGS) | others
+    assert set(metrics) == set(TAGS) | others | {"dashboard_seconds"}
+    assert 0 < metrics["dashboard_seconds"] < 10
     assert (metrics["epochs"], metrics["images"], metrics["seed"]) == (3, 15_000, 0)
     assert metrics["parameters"] == 61_706
     assert metrics["best_val_acc"] == pytest.approx(max(value for _, value in finished_run.scalars("val/acc")))
@@ -140,6 +142,37 @@ def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
         assert two.metrics[tag] == pytest.approx(one.metrics[tag], rel=1e-4)
     for name, expected in weights(one).items():
         torch.testing.assert_close(weights(two)[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one machine", "as if on two machines"])
+def test_processes_that_torchrun_starts_train_as_one_does(train_here: TrainCommand, tmp_path: Path, nodes: int) -> None:
+    settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "trainer.max_epochs=2", "trainer.max_steps=20")
+    devices = ("device=ddp", f"device.devices={2 // nodes}", f"device.num_nodes={nodes}", "device.accelerator=cpu")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={2 // nodes}", f"--nnodes={nodes}",
+                f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
+                str(PROJECT / "train.py"), *settings, *devices, f"hydra.run.dir={tmp_path / 'run'}",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * nodes, outputs
+    two = Finished(0, outputs[0], "", tmp_path / "run")
+    assert outputs[0].count("Run folder:") == 1
+    assert nodes == 1 or "Run folder:" not in outputs[1]  # the first process speaks for all
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    one = train_here(*settings, "device=cpu")
+    assert two.metrics["device"] == "2 × cpu"
+    assert two.metrics["images"] == one.metrics["images"] == 43 + 15 * 64 + 43 + 3 * 64
+    for name, expected in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", [("device=cpu",), ("device=ddp", "device.devices=2")], ids=["one", "two processes"])

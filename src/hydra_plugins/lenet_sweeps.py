@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +28,7 @@ from omegaconf import DictConfig, open_dict
 from lenet import folders, preflight, sweep
 from lenet.config import read_settings
 from lenet.errors import UserError
-from lenet.isolation import ProcessDiedError, call_in_fork
+from lenet.isolation import ProcessDiedError, begin_in_fork, call_in_fork
 from lenet.sweep import Job, Sweep
 
 log = logging.getLogger(__name__)
@@ -56,18 +56,37 @@ class Grid(Sweeper):
             UserError: the grid is not one, or another than that of the sweep to resume, or jobs failed.
             KeyboardInterrupt: the user pressed Ctrl-C; says how to go on.
         """
-        jobs = list(self._plan(arguments))
+        jobs = self._plan(arguments)
         whole = self._resumed(jobs) if self.config.sweep.resume else self._begun(jobs)
         with _alone(whole.folder):
             self._run(whole)
 
-    def _plan(self, arguments: Sequence[str]) -> Iterator[Job]:
-        for number, words in enumerate(_combinations(arguments)):
-            settings = read_settings(self.hydra_context.config_loader.load_sweep_config(self.config, list(words)))
-            preflight.check(settings)
-            preflight.check_one_device(settings, "a sweep (-m) runs on one device; start such runs one by one")
-            plain = settings.model_dump(by_alias=True, exclude={"sweep"})
-            yield Job(number, words, json.loads(json.dumps(plain)))
+    def _plan(self, arguments: Sequence[str]) -> list[Job]:
+        """All jobs, checked; the launcher that can use them gets their configurations, which take long to compose."""
+        first, *others = enumerate(_combinations(arguments))
+        planned = [self._planned(*first)]  # a mistake is mostly in all of them, and told at once
+        if isinstance(self.launcher, InTurn):
+            rest = begin_in_fork(lambda _: self._planned_if_right(others))
+            self.launcher.load()  # meanwhile
+            planned += rest() or []
+            self.launcher.composed = {job.number: config for job, config in planned}
+        planned += [self._planned(*other) for other in others[len(planned) - 1 :]]
+        return [job for job, _ in planned]
+
+    def _planned(self, number: int, words: Sequence[str]) -> tuple[Job, DictConfig]:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        settings = read_settings(config)
+        preflight.check(settings)
+        preflight.check_one_device(settings, "a sweep (-m) runs on one device; start such runs one by one")
+        plain = settings.model_dump(by_alias=True, exclude={"sweep"})
+        return Job(number, tuple(words), json.loads(json.dumps(plain))), config
+
+    def _planned_if_right(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[Job, DictConfig]] | None:
+        """None if one of them is wrong: an error says more where it is not sent from another process."""
+        try:
+            return [self._planned(*job) for job in jobs]
+        except Exception:
+            return None
 
     def _begun(self, jobs: Sequence[Job]) -> Sweep:
         whole = Sweep(folders.claim(self.config, "hydra.sweep.dir"), jobs)
@@ -137,29 +156,50 @@ def _alone(folder: Path) -> AbstractContextManager[object]:
 
 def _name(words: Sequence[str]) -> str:
     """Of a job, by its folder; a launcher that resumes counts otherwise."""
-    return "Job " + next(word for word in words if word.startswith(SUBDIR)).removeprefix(SUBDIR)
+    return f"Job {_subdir(words)}"
+
+
+def _subdir(words: Sequence[str]) -> str:
+    return next(word for word in words if word.startswith(SUBDIR)).removeprefix(SUBDIR)
 
 
 class InTurn(Launcher):
-    """One job after the other, each in a fork of this process; so it has loaded torch, and nothing else is shared."""
+    """One job after the other, each in a fork of this process; so it has loaded torch, and nothing else is shared.
+
+    Attributes:
+        composed: the configurations of jobs, by their numbers, where they have been composed before.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.composed: dict[int, DictConfig] = {}
+
+    def load(self) -> None:
+        """Load what all jobs use, once."""
+
+        import lenet.training  # noqa: F401
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        # Loaded here, once for all jobs.
-        import torch.utils.tensorboard  # noqa: F401
-
+        self.load()
         from lenet.training import check
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [
-            self.hydra_context.config_loader.load_sweep_config(self.config, list(words)) for words in job_overrides
-        ]
+        configs = [self._config(words) for words in job_overrides]
         check(read_settings(configs[0]))  # and the data is obtained
         jobs = zip(configs, job_overrides, itertools.count(initial_job_idx), strict=False)
         return [self._run(config, list(words), index) for config, words, index in jobs]
+
+    def _config(self, words: Sequence[str]) -> DictConfig:
+        config = self.composed.get(int(_subdir(words)))
+        if config is None:
+            return self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        with open_dict(config):
+            # What was not known yet when it was composed.
+            config.hydra.sweep.dir = self.config.hydra.sweep.dir
+            config.hydra.sweep.subdir = _subdir(words)
+            config.hydra.overrides.hydra = self.config.hydra.overrides.hydra
+        return config
 
     def _run(self, config: DictConfig, words: list[str], index: int) -> JobReturn:
         with open_dict(config):

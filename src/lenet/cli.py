@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK")
+"""Where torchrun, SLURM, and a user with several machines say which of the processes this is; 0 is the first."""
+
 _SWEEP_FLAGS = ("-m", "--multirun")
 # fmt: off
 _FLAGS = {
@@ -57,7 +61,23 @@ def start(main: Callable[[], Any], project: Path) -> None:
         _check_flags(sys.argv[1:])
         # Hydra takes settings on one side of -m alone; a user may write it anywhere.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
-        main()
+        with _folder_of_its_own():
+            main()
+
+
+@contextlib.contextmanager
+def _folder_of_its_own() -> Iterator[None]:
+    """For a process that torchrun or SLURM has started beside the first: Hydra would write into the first one's folder.
+
+    (Processes that Lightning starts are told by it.)
+    """
+    if _is_started_by_lightning() or not _is_child():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+        sys.argv += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
+        yield
 
 
 @contextlib.contextmanager
@@ -185,8 +205,12 @@ def _in_sweep() -> bool:
 
 
 def _is_child() -> bool:
-    """Whether Lightning started this process as one of several that train together."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    """Whether this is one of several processes that train together, and not the first."""
+    return _is_started_by_lightning() or any(os.environ.get(name, "0") != "0" for name in _RANKS)
+
+
+def _is_started_by_lightning() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
 
 
 def _exit(line: str, status: int) -> None:

@@ -142,7 +142,19 @@ class OneCycle(Factory):
 class Device(Section):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
+    num_nodes: Count
     strategy: Literal["auto", "ddp"]
+
+    @property
+    def total(self) -> int:
+        """Devices on all machines."""
+        return self.devices * self.num_nodes
+
+    @model_validator(mode="after")
+    def several_machines_need_ddp(self) -> Self:
+        if self.num_nodes > 1 and self.strategy != "ddp":
+            raise ValueError(f"num_nodes={self.num_nodes}: several machines need device=ddp")
+        return self
 
 
 class FashionMNIST(Section):
@@ -170,6 +182,7 @@ class Synthetic(Section):
 TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "accelerator": "device=cpu, device=gpu or device.accelerator",
     "devices": "device.devices",
+    "num_nodes": "device.num_nodes",
     "strategy": "device=ddp or device.strategy",
     "logger": "the program itself: every run logs to TensorBoard in its folder",
     "callbacks": "the program itself",
@@ -239,10 +252,10 @@ class Settings(Section):
     @model_validator(mode="after")
     def batch_normalisation_has_two_images(self) -> Self:
         normalises = isinstance(self.model, NormalizedLeNet) and self.model.hidden_norm is not None
-        if normalises and self.smallest_batch // self.device.devices < 2:
+        if normalises and self.smallest_batch // self.device.total < 2:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size}: leaves a batch of {self.smallest_batch} for"
-                f" {self.device.devices} device(s), and batch normalisation needs two images on each; use another size"
+                f" {self.device.total} device(s), and batch normalisation needs two images on each; use another size"
             )
         return self
 

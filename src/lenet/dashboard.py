@@ -26,6 +26,7 @@ from lenet.data import EVALUATION_BATCH_SIZE, Block, ImageDataModule
 from lenet.drawing import GREEN, RED, Array, Tile, confusion, images, sheet
 from lenet.module import Classifier
 from lenet.tensorboard import FIGURE_TAGS, RunLogger
+from lenet.throughput import Stopwatch
 
 PREDICTIONS, MISTAKES = 32, 16
 """How many images are shown."""
@@ -79,10 +80,14 @@ class Dashboard(pl.Callback):
         logger: of the run.
         folder: of the run; gets the embedding.
         classes: what the labels stand for.
+
+    Attributes:
+        stopwatch: what all of it has taken.
     """
 
     def __init__(self, logger: RunLogger, folder: Path, classes: Sequence[str]) -> None:
         self.logger, self.folder, self.classes = logger, folder, classes
+        self.stopwatch = Stopwatch()
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # for each stage: indices and logits
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,22 +115,25 @@ class Dashboard(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.finish_epoch()
-        validation = self._evaluation("val", trainer)
-        if not trainer.is_global_zero:
-            return
-        step = trainer.global_step
-        self._add_to_figure(pl_module, trainer.current_epoch + 1)
-        self._histograms(pl_module, step)
-        if kernels := filters(pl_module.net):
-            self.logger.picture("network/filters", kernels, step)
-        if validation is not None:
-            self._show(validation, pl_module, step)
+        with self.stopwatch:
+            validation = self._evaluation("val", trainer)
+            if not trainer.is_global_zero:
+                return
+            step = trainer.global_step
+            self._add_to_figure(pl_module, trainer.current_epoch + 1)
+            self._histograms(pl_module, step)
+            if kernels := filters(pl_module.net):
+                self.logger.picture("network/filters", kernels, step)
+            if validation is not None:
+                self._show(validation, pl_module, step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, pl_module)  # if the test images were evaluated after each epoch
+        with self.stopwatch:
+            self._finish(trainer, pl_module)  # if the test images were evaluated after each epoch
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, pl_module)
+        with self.stopwatch:
+            self._finish(trainer, pl_module)
 
     def _add_to_figure(self, module: Classifier, epoch: int) -> None:
         metrics = module.metrics

@@ -38,6 +38,7 @@ def hyperparameters(settings: Settings) -> dict[str, float | str]:
         "fuse": str(settings.fuse).lower(),
         "device": settings.device.accelerator,
         "device.devices": float(settings.device.devices),
+        "device.num_nodes": float(settings.device.num_nodes),
     }
 
 

@@ -44,8 +44,14 @@ def call_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> An
         ProcessDiedError: the fork ended without a result.
         KeyboardInterrupt: the user pressed Ctrl-C; the fork has had it too, and has ended.
     """
+    return begin_in_fork(function, reply)()
+
+
+def begin_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> Callable[[], Any]:
+    """The same, but returns at once a function that waits for the result; it must be called."""
     if not can_fork():
-        return function(reply or _nobody)
+        result = function(reply or _nobody)
+        return lambda: result
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     alive_end, alive = context.Pipe(duplex=False)
@@ -54,23 +60,27 @@ def call_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> An
     process.start()
     theirs.close()
     alive_end.close()
-    try:
-        while True:
-            is_result, content = ours.recv()
-            if is_result:
-                return content
-            ours.send((reply or _nobody)(content))
-    except EOFError:
-        process.join()
-        raise ProcessDiedError(_how_it_ended(process.exitcode)) from None
-    except BaseException:
-        process.join(timeout=10)
-        process.kill()
-        raise
-    finally:
-        process.join()
-        ours.close()
-        alive.close()
+
+    def wait() -> Any:
+        try:
+            while True:
+                is_result, content = ours.recv()
+                if is_result:
+                    return content
+                ours.send((reply or _nobody)(content))
+        except EOFError:
+            process.join()
+            raise ProcessDiedError(_how_it_ended(process.exitcode)) from None
+        except BaseException:
+            process.join(timeout=10)
+            process.kill()
+            raise
+        finally:
+            process.join()
+            ours.close()
+            alive.close()
+
+    return wait
 
 
 def _in_fork(

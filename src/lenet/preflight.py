@@ -40,8 +40,9 @@ def check_one_device(settings: Settings, remedy: str) -> None:
     Raises:
         UserError: says what to do instead.
     """
-    if settings.device.devices > 1:
-        raise UserError(f"device.devices={settings.device.devices}: {remedy}")
+    for key in ("devices", "num_nodes"):
+        if (number := getattr(settings.device, key)) > 1:
+            raise UserError(f"device.{key}={number}: {remedy}")
 
 
 def check_device(device: Device, has_gpu: bool) -> None:

@@ -13,7 +13,7 @@ from lenet.module import Classifier
 
 
 class Stopwatch:
-    """Adds up wall time; can be stopped and started again."""
+    """Adds up wall time; can be stopped and started again, or runs while a `with` block does."""
 
     def __init__(self) -> None:
         self._elapsed = 0.0
@@ -31,6 +31,12 @@ class Stopwatch:
     def stop(self) -> None:
         self._elapsed = self.seconds
         self._started = None
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 class Throughput(pl.Callback):

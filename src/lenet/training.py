@@ -133,6 +133,7 @@ def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ())
             if not settings.test_every_epoch:
                 trainer.test(classifier, datamodule=data, verbose=False)
         result = _result(settings, classifier, trainer, throughput)
+        result["dashboard_seconds"] = sum(each.stopwatch.seconds for each in dashboard)
         logger.finish_comparison(result)
     except DivergenceError as error:
         raise UserError(f"{error}; {_what_is_left(checkpoints)}") from None
