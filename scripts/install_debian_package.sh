@@ -4,11 +4,11 @@
 set -eu
 package=$1
 if ! command -v apt-get >/dev/null; then
-    echo "error: this is no Debian system, so its package $package cannot be installed; see the sources named above" >&2
+    echo "error: this is no Debian system, which would have a package $package" >&2
     exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then
-    echo "error: run this, then make again: sudo apt-get install $package" >&2
+    echo "error: only root may install it; run this, then try again: sudo apt-get install $package" >&2
     exit 1
 fi
 echo "Installing Debian's package $package."

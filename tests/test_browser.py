@@ -141,21 +141,20 @@ def test_hyperparameters(page: Page, address: str, sweep: Path) -> None:
     expect(cells.filter(has_text="Adam").first).to_be_visible(timeout=PATIENCE)
     save(page, "hparams")
     texts = [text.strip() for text in cells.all_inner_texts()]
-    for run in ("0", "1"):
-        acc = scalars(sweep / run, "final/held_out_acc")[0][1]
-        assert any(text == f"{acc:.5g}" or _same(text, acc) for text in texts)
     assert {"Adam", "SGD"} <= set(texts)
-    assert not any(text.startswith("-1") for text in texts)
     table = page.evaluate(
         """async () => (await fetch('data/plugin/hparams/session_groups', {method: 'POST', body: JSON.stringify(
             {experimentName: '', allowedStatuses: ['STATUS_SUCCESS'], colParams: [], startIndex: 0, sliceSize: 9}
         )})).json()"""
     )
-    groups = table["sessionGroups"]
-    assert len(groups) == 2
-    for group in groups:
-        assert {metric["name"]["tag"] for metric in group["metricValues"]} == set(FINAL_TAGS)
-        assert all(value not in (None, "") for value in group["hparams"].values())
+    rows = {group["name"]: group for group in table["sessionGroups"]}
+    assert set(rows) == {"0", "1"}
+    for run, row in rows.items():
+        assert all(value not in (None, "") for value in row["hparams"].values())
+        values = {metric["name"]["tag"]: metric["value"] for metric in row["metricValues"]}
+        assert values == {tag: scalars(sweep / run, tag)[0][1] for tag in FINAL_TAGS}
+        # As the table writes it. (Lightning alone would have shown -1 for each run here.)
+        assert any(_same(text, values["final/held_out_acc"]) for text in texts)
 
 
 def _same(text: str, value: float) -> bool:

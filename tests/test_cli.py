@@ -187,3 +187,38 @@ def test_a_defect_in_the_checks_ends_the_program(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "TypeError" in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaks"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, True),  # the first on another machine
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, True),
+    ],
+)
+def test_processes_that_do_not_train_together_are_refused_once_a_machine(
+    train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], speaks: bool
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = train_command("data=synthetic")
+    assert run.status == 1
+    message = (
+        "error: device.devices=1, device.num_nodes=1: 1 in all, and 4 processes were started; start as many, with"
+        " device=ddp, or one alone\n"
+    )
+    assert run.stderr == (message if speaks else "")
+    assert not run.folder.exists()
+
+
+def test_a_single_task_of_slurm_is_a_run_of_its_own(
+    train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    run = train_command("data=synthetic", "data.train_size=300", "data.val_size=100", "trainer.max_epochs=1")
+    assert run.status == 0, run.stderr
+    assert (run.folder / "metrics.json").exists()

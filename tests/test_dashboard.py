@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from google.protobuf import text_format
 from PIL import Image
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import nn
 
 from lenet import synthetic
-from lenet.dashboard import THRESHOLDS, Evaluation, evaluating, mistakes, precision_recall, write_embedding
+from lenet.dashboard import THRESHOLDS, Evaluation, evaluating, mistakes, precision_recall
 from lenet.drawing import confusion
 from tests.conftest import Finished, TrainCommand
 
@@ -114,6 +111,14 @@ def test_where_the_test_images_are_evaluated_after_each_epoch(train_here: TrainC
     ]
 
 
+def test_the_figure_has_no_point_where_nothing_was_evaluated(train_here: TrainCommand) -> None:
+    run = train_here(*SMALL, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2")
+    assert run.scalars("figure/held_out_acc") == [(2, run.scalars("val/acc")[0][1])]
+    assert len(run.scalars("figure/train_acc")) == 3
+    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+
+
 def test_two_processes_draw_all_images_once(train_command: TrainCommand) -> None:
     settings = (*SMALL, "data.val_size=75", "data.test_size=51", "device=cpu")
     one, two = train_command(*settings), train_command(*settings, "device=ddp", "device.devices=2")
@@ -126,10 +131,10 @@ def test_two_processes_draw_all_images_once(train_command: TrainCommand) -> None
     assert len(labels[0].splitlines()) == 52
 
 
-def test_shares_are_softmax_and_counts_are_counted() -> None:
+def test_probabilities_are_softmax_and_counts_are_counted() -> None:
     evaluation = drawn()
     expected = torch.from_numpy(evaluation.logits).softmax(dim=1)
-    torch.testing.assert_close(torch.from_numpy(evaluation.shares), expected)
+    torch.testing.assert_close(torch.from_numpy(evaluation.probabilities), expected)
     assert evaluation.counts.sum() == 200
     for true, given in ((3, 3), (3, 4)):
         both = (evaluation.labels == true) & (evaluation.predicted == given)
@@ -140,7 +145,7 @@ def test_precision_and_recall_by_their_definition() -> None:
     evaluation = drawn()
     curves = precision_recall(evaluation)
     for label, step in ((0, 0), (2, 5), (7, 40), (9, THRESHOLDS - 1)):
-        positive = evaluation.shares[:, label] >= step / (THRESHOLDS - 1)
+        positive = evaluation.probabilities[:, label] >= step / (THRESHOLDS - 1)
         of_class = evaluation.labels == label
         true, false = (positive & of_class).sum(), (positive & ~of_class).sum()
         negative, missed = (~positive & ~of_class).sum(), (~positive & of_class).sum()
@@ -160,22 +165,6 @@ def test_mistakes_are_those_made_with_most_certainty() -> None:
     assert ordered is not None
     assert picture.tobytes() == ordered.tobytes()
     assert mistakes(Evaluation(np.zeros((1, 28, 28), np.uint8), labels[:1], logits[:1]), classes) is None
-
-
-def test_the_embedding_is_what_the_last_layer_gets(tmp_path: Path) -> None:
-    evaluation = drawn(count=5)
-    hidden = torch.randn(5, 84, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 84)
-    write_embedding(tmp_path, hidden, evaluation, [f"class {number}" for number in range(10)])
-    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
-    (embedding,) = config.embeddings
-    read = np.loadtxt(tmp_path / embedding.tensor_path, delimiter="\t")
-    assert np.abs(read - hidden.numpy()).max() <= hidden.abs().max().item() / 1999
-    assert len((tmp_path / embedding.metadata_path).read_text().splitlines()) == 6
-    sprites = np.asarray(Image.open(tmp_path / embedding.sprite.image_path))
-    assert sprites.shape == (84, 84)  # three by three
-    fourth = 255 - sprites[28:56, :28].astype(int)
-    assert np.abs(fourth - evaluation.images[3]).mean() < 30  # noise, as JPEG keeps it
-    assert (sprites[56:, 28:] > 250).all()
 
 
 def test_evaluating_restores_what_was() -> None:

@@ -20,7 +20,8 @@ def planned(folder: Path, *overrides: str) -> Sweep:
 def finish(whole: Sweep, number: int, acc: float | None, **others: Any) -> None:
     folder = whole.folder_of(whole.jobs[number])
     folder.mkdir()
-    result = {"val/acc": acc, "test/acc": 0.5, "train/loss": 1.0, "seconds": 2.0} | others
+    result = {"val/acc": acc, "test/acc": 0.5, "train/loss": 1.0, "seconds": 2.0, "epochs": 1, "seed": 0}
+    result |= {"device": "cpu"} | others
     (folder / "metrics.json").write_text(json.dumps(result))
 
 
@@ -71,7 +72,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     whole = planned(tmp_path, "lr=1")
     finish(whole, 0, 0.5)
     (tmp_path / "0" / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"0/metrics\.json: cannot be read .* delete the file, and the job is run"):
+    with pytest.raises(UserError, match=r"0/metrics\.json: cannot be read .* sweep\.resume runs the job again"):
         Leaderboard(whole)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lenet.errors import UserError
-from lenet.report import write_report
+from lenet.report import _read, write_report
 from lenet.sweep import Job, Sweep
 from tests.conftest import PROJECT, Finished, TrainCommand
 
@@ -18,9 +18,9 @@ SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.tes
 
 def test_the_page_of_a_run_needs_no_network(finished_run: Finished) -> None:
     html = write_report(finished_run.folder).read_text()
-    text = html[: html.index("<script")] + html[html.index("<body") :]  # Plotly itself names addresses it does not use
-    assert "http://" not in text.replace("http://www.w3.org", "")
-    assert "https://" not in text
+    text = html[: html.index("<script")] + html[html.rindex("</head>") :]  # Plotly names addresses it does not use
+    for part in ("http://", "https://", 'src="//', "<link"):
+        assert part not in text
     for section in ("Curves", "Numbers", "Confusion", "Mistakes", "Filters", "Configuration"):
         assert f'<h2 id="{section}">' in text
     assert text.count("data:image/png;base64,") == 7
@@ -31,7 +31,7 @@ def test_a_run_without_pictures(train_here: TrainCommand) -> None:
     run = train_here(*SMALL, "dashboard=minimal")
     html = write_report(run.folder).read_text()
     assert "dashboard=minimal" in html
-    assert "data:image/png" not in html[html.index("<body") :]
+    assert "data:image/png" not in html[html.rindex("</head>") :]
 
 
 def test_a_run_that_was_killed(finished_run: Finished, tmp_path: Path) -> None:
@@ -41,12 +41,30 @@ def test_a_run_that_was_killed(finished_run: Finished, tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_has_jobs_left(finished_run: Finished, tmp_path: Path) -> None:
-    whole = Sweep(tmp_path, [Job(0, ("seed=0",), {}), Job(1, ("seed=1",), {})])
+    whole = Sweep(tmp_path, [Job(0, ("seed=0", "x=</script><b>"), {}), Job(1, ("seed=1",), {})])
     whole.write()
     shutil.copytree(finished_run.folder, whole.folder_of(whole.jobs[0]))
     html = write_report(tmp_path).read_text()
     assert "1 of 2 runs are done" in html
-    assert "<td>(all)</td><td>1 of 2</td>" in html
+    assert "<td>x=&lt;/script&gt;&lt;b&gt;</td><td>1</td>" in html
+    assert "</script><b>" not in html
+
+
+def test_without_validation_images_the_loss_decides_and_the_one_test_is_at_the_end(
+    train_here: TrainCommand, tmp_path: Path
+) -> None:
+    whole = Sweep(tmp_path, [Job(number, (f"seed={number}",), {}) for number in range(2)])
+    whole.write()
+    for job in whole.jobs:
+        run = train_here(*SMALL, *job.overrides, "data.val_size=0", "trainer.max_epochs=3")
+        shutil.copytree(run.folder, whole.folder_of(job))
+    html = write_report(tmp_path).read_text()
+    best = min((0, 1), key=lambda number: whole.result(whole.jobs[number])["train/loss"])
+    assert "by the mean of train/loss" in html
+    assert f"The run with the best train/loss of all, seed={best}:" in html
+    ((epoch, acc),) = _read(whole.folder_of(whole.jobs[0])).held_out()
+    assert epoch == 3
+    assert acc == pytest.approx(whole.result(whole.jobs[0])["test/acc"], rel=1e-6)
 
 
 def test_a_sweep_without_results(tmp_path: Path) -> None:
@@ -56,9 +74,10 @@ def test_a_sweep_without_results(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_damaged_result_is_named(finished_run: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"test/acc": "a", "seconds": 1}'])
+def test_a_damaged_result_is_named(finished_run: Finished, tmp_path: Path, content: str) -> None:
     shutil.copytree(finished_run.folder, tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").write_text("{")
+    (tmp_path / "run" / "metrics.json").write_text(content)
     with pytest.raises(UserError, match=r"metrics\.json: cannot be read"):
         write_report(tmp_path / "run")
 

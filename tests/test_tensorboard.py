@@ -5,6 +5,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
@@ -93,6 +94,16 @@ def test_a_run_that_fails_is_told_from_one_that_goes_on(tmp_path: Path) -> None:
     logger.close()
     contents = read(tmp_path).PluginTagToContent("hparams")
     assert parse_session_end_info_plugin_data(contents[SESSION_END_INFO_TAG]).status == STATUS_FAILURE
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0 + 1e-7], [0.0, 1e-44], [2.0, 2.0], [1e30, -1e30]])
+def test_a_histogram_of_values_that_hardly_differ(tmp_path: Path, values: list[float]) -> None:
+    logger = RunLogger(tmp_path)
+    logger.histogram("weights", np.array(values, np.float32), step=1)
+    logger.close()
+    histogram = read(tmp_path).Histograms("weights")[0].histogram_value
+    assert sum(histogram.bucket) == histogram.num == 2
+    assert np.isfinite(histogram.sum_squares)
 
 
 def test_what_was_not_measured_is_no_number(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Hydra looks for plugins in the package `hydra_plugins`, and loads this file at e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -67,8 +68,11 @@ class Grid(Sweeper):
         planned = [self._planned(*first)]  # a mistake is mostly in all of them, and told at once
         if isinstance(self.launcher, InTurn):
             rest = begin_in_fork(lambda _: self._planned_if_right(others))
-            self.launcher.load()  # meanwhile
-            planned += rest() or []
+            try:
+                self.launcher.load()  # meanwhile
+            finally:
+                with contextlib.suppress(ProcessDiedError):
+                    planned += rest() or []
             self.launcher.composed = {job.number: config for job, config in planned}
         planned += [self._planned(*other) for other in others[len(planned) - 1 :]]
         return [job for job, _ in planned]
@@ -85,7 +89,7 @@ class Grid(Sweeper):
         """None if one of them is wrong: an error says more where it is not sent from another process."""
         try:
             return [self._planned(*job) for job in jobs]
-        except Exception:
+        except (Exception, KeyboardInterrupt):
             return None
 
     def _begun(self, jobs: Sequence[Job]) -> Sweep:

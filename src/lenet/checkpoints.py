@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 def checkpoint_callbacks(folder: Path, val_size: int) -> list[Callback]:
     """Save into `folder` after each epoch. Without validation images nothing can tell which epoch is best."""
     # One each: what Lightning calls save_last leaves out epochs that are not the best.
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     best = ModelCheckpoint(folder, filename="best", monitor="val/acc", mode="max", enable_version_counter=False)
     return [last, best] if val_size > 0 else [last]
 

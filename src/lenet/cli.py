@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
-_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK")
-"""Where torchrun, SLURM, and a user with several machines say which of the processes this is; 0 is the first."""
-
 _SWEEP_FLAGS = ("-m", "--multirun")
 # fmt: off
 _FLAGS = {
@@ -75,7 +72,6 @@ def _folder_of_its_own() -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
         sys.argv += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
         yield
 
@@ -119,7 +115,7 @@ def one_line_errors() -> Iterator[None]:
             # The job's own log says at once why it failed; Hydra goes on with the next one.
             log.error(line)
             raise
-        if _user_wants_traceback and not _is_child():
+        if _user_wants_traceback and _speaks():
             raise
         _exit(line, status=1)
     except Exception:
@@ -134,10 +130,13 @@ class Preflight(Callback):
     """Before a run has a folder: checks its configuration, device and data, then claims a folder of its own."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if _is_child():
+        if _is_started_by_lightning():
             return  # the process that started this one has done it
         with _nothing_swallowed(), one_line_errors():
             settings = read_settings(config)
+            preflight.check_processes(settings)
+            if _is_child():
+                return  # the first process does the rest
             if settings.sweep.resume is not None:
                 raise UserError(f"sweep.resume={settings.sweep.resume}: belongs to a sweep; add -m")
             preflight.check(settings)
@@ -206,15 +205,22 @@ def _in_sweep() -> bool:
 
 def _is_child() -> bool:
     """Whether this is one of several processes that train together, and not the first."""
-    return _is_started_by_lightning() or any(os.environ.get(name, "0") != "0" for name in _RANKS)
+    return _is_started_by_lightning() or preflight.rank() > 0
 
 
 def _is_started_by_lightning() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not preflight.started_elsewhere()
+
+
+def _speaks() -> bool:
+    """Whether what goes wrong is to be told: by one process on each machine, as it may be wrong on that alone."""
+    if preflight.started_elsewhere():
+        return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+    return not _is_child()
 
 
 def _exit(line: str, status: int) -> None:
-    if not _is_child():
+    if _speaks():
         print(line, file=sys.stderr)
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):

@@ -1,12 +1,12 @@
 """What TensorBoard shows of a run beside its curves: predictions, mistakes, what the network has learnt, and how.
 
 Pictures of an epoch are of the validation images; the test images appear once, after the last epoch. They show what the
-evaluation has computed anyway. The time that an epoch's pictures take is counted as training time.
+evaluation has computed anyway. The time that an epoch's pictures take counts as training time; as they come after the
+epoch's examples per second were measured, it shows in the next epoch's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
-from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
 
 from lenet.data import EVALUATION_BATCH_SIZE, Block, ImageDataModule
 from lenet.drawing import GREEN, RED, Array, Tile, confusion, images, sheet
 from lenet.module import Classifier
+from lenet.projector import MOST_POINTS, write_embedding
 from lenet.tensorboard import FIGURE_TAGS, RunLogger
 from lenet.throughput import Stopwatch
 
@@ -32,10 +32,7 @@ PREDICTIONS, MISTAKES = 32, 16
 """How many images are shown."""
 
 THRESHOLDS = 127
-"""Points of a precision-recall curve; TensorBoard takes no more."""
-
-PROJECTOR = "projector"
-"""The folder of the embedding, in the run's."""
+"""Points of a precision-recall curve; PyTorch's writer takes no more."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,11 @@ class Evaluation:
     logits: Array
 
     @cached_property
-    def shares(self) -> Array:
+    def probabilities(self) -> Array:
         """(N, 10), the probability of each class: softmax."""
         powers = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        shares: Array = powers / powers.sum(axis=1, keepdims=True)
-        return shares
+        probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
 
     @cached_property
     def predicted(self) -> Array:
@@ -88,6 +85,7 @@ class Dashboard(pl.Callback):
     def __init__(self, logger: RunLogger, folder: Path, classes: Sequence[str]) -> None:
         self.logger, self.folder, self.classes = logger, folder, classes
         self.stopwatch = Stopwatch()
+        self._evaluated = False
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # for each stage: indices and logits
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,7 +106,8 @@ class Dashboard(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._parts.setdefault(batch.stage, []).append((batch.indices, outputs.float().cpu()))
+        if not trainer.sanity_checking:
+            self._parts.setdefault(batch.stage, []).append((batch.indices, outputs.float().cpu()))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -116,6 +115,7 @@ class Dashboard(pl.Callback):
         assert isinstance(pl_module, Classifier)
         pl_module.finish_epoch()
         with self.stopwatch:
+            self._evaluated = bool(self._parts)  # not in each epoch, if the user says so
             validation = self._evaluation("val", trainer)
             if not trainer.is_global_zero:
                 return
@@ -137,7 +137,7 @@ class Dashboard(pl.Callback):
 
     def _add_to_figure(self, module: Classifier, epoch: int) -> None:
         metrics = module.metrics
-        held_out = metrics.get("val/acc", metrics.get("test/acc"))
+        held_out = metrics.get("val/acc", metrics.get("test/acc")) if self._evaluated else None
         values = metrics["train/loss"], metrics["train/acc"], held_out
         for tag, value in zip(FIGURE_TAGS, values, strict=True):
             if value is not None:
@@ -166,10 +166,14 @@ class Dashboard(pl.Callback):
         if test is None or not trainer.is_global_zero:
             return
         self.logger.picture("test/confusion", confusion(test.counts, self.classes), trainer.global_step)
+        images = torch.from_numpy(test.images[:MOST_POINTS])[:, None]
         with evaluating(module):
-            parts = torch.split(torch.from_numpy(test.images)[:, None], EVALUATION_BATCH_SIZE)
+            parts = torch.split(images, EVALUATION_BATCH_SIZE)
             hidden = torch.cat([module.embed(part.to(module.device)).float().cpu() for part in parts])
-        write_embedding(self.folder, hidden, test, self.classes)
+        labels = [
+            (self.classes[true], self.classes[guess]) for true, guess in zip(test.labels, test.predicted, strict=True)
+        ]
+        write_embedding(self.folder, hidden.numpy(), test.images[:MOST_POINTS], labels[:MOST_POINTS])
 
     def _evaluation(self, stage: str, trainer: pl.Trainer) -> Evaluation | None:
         """All that was evaluated last, on all devices, in the order of the images; called on each device."""
@@ -216,16 +220,13 @@ def mistakes(evaluation: Evaluation, classes: Sequence[str]) -> Image.Image | No
     predicted one with its probability. None if there is no such image.
     """
     wrong = (evaluation.predicted != evaluation.labels).nonzero()[0]
-    certainty = evaluation.shares[wrong].max(axis=1)
+    certainty = evaluation.probabilities[wrong].max(axis=1)
     worst = wrong[certainty.argsort()[::-1]][:MISTAKES]
-    tiles = [
-        Tile(
-            f"{classes[evaluation.labels[i]]}\n{classes[evaluation.predicted[i]]} {evaluation.shares[i].max():.2f}",
-            evaluation.images[i],
-            RED,
-        )
-        for i in worst
-    ]
+    tiles = []
+    for i in worst:
+        true, guess = classes[evaluation.labels[i]], classes[evaluation.predicted[i]]
+        probability = evaluation.probabilities[i].max()
+        tiles.append(Tile(f"{true}\n{guess} {probability:.2f}", evaluation.images[i], RED))
     return sheet(tiles, width=800, per_row=8) if tiles else None
 
 
@@ -257,8 +258,8 @@ def precision_recall(evaluation: Evaluation) -> Array:
     The six are true positives, false positives, true negatives, false negatives, precision and recall; an image is
     positive where the class has at least the probability i / (THRESHOLDS - 1).
     """
-    classes = evaluation.shares.shape[1]
-    bins = (evaluation.shares * (THRESHOLDS - 1)).astype(np.int64) + np.arange(classes) * THRESHOLDS
+    classes = evaluation.probabilities.shape[1]
+    bins = (evaluation.probabilities * (THRESHOLDS - 1)).astype(np.int64) + np.arange(classes) * THRESHOLDS
     of_class = np.take_along_axis(bins, evaluation.labels[:, None], axis=1)
     true, positive = (
         np.bincount(chosen.ravel(), minlength=classes * THRESHOLDS)
@@ -267,41 +268,6 @@ def precision_recall(evaluation: Evaluation) -> Array:
         for chosen in (of_class, bins)
     )
     false = positive - true
-    negative, missed = false[:, :1] - false, true[:, :1] - true
+    true_negative, false_negative = false[:, :1] - false, true[:, :1] - true
     precision, recall = true / positive.clip(min=1), true / true[:, :1].clip(min=1)
-    return np.stack([true, false, negative, missed, precision, recall], axis=1)
-
-
-def write_embedding(folder: Path, hidden: Tensor, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    """Write what the last layer gets, (N, K), in the form of TensorBoard's projector, each point with its image.
-
-    The projector reads numbers as text. They are rounded to a two-thousandth of the largest: so few texts occur, which
-    are made once, and put together as bytes of equal length.
-    """
-    place = folder / PROJECTOR
-    place.mkdir()
-    unit = max(hidden.abs().max().item(), 1e-9) / 2000
-    texts = [f"{number * unit:.4g}" for number in range(-2000, 2001)]
-    length = max(map(len, texts)) + 1
-    table = np.frombuffer("".join(f"{text:<{length - 1}}\t" for text in texts).encode(), np.uint8)
-    lines = table.reshape(-1, length)[(hidden / unit).round().long().numpy() + 2000]
-    lines[:, -1, -1] = ord("\n")
-    (place / "tensors.tsv").write_bytes(lines.tobytes())
-    names = zip(evaluation.labels.tolist(), evaluation.predicted.tolist(), strict=True)
-    rows = [f"{classes[label]}\t{classes[given]}\t{'right' if label == given else 'wrong'}" for label, given in names]
-    (place / "labels.tsv").write_text("\n".join(["true\tpredicted\tverdict", *rows]) + "\n", encoding="utf-8")
-    across = math.ceil(math.sqrt(len(hidden)))
-    height, width = evaluation.images.shape[1:]
-    sprites = np.full((across * across, height, width), 255, np.uint8)
-    sprites[: len(hidden)] -= evaluation.images
-    mosaic = sprites.reshape(across, across, height, width).swapaxes(1, 2).reshape(across * height, across * width)
-    Image.fromarray(mosaic).save(place / "sprites.jpg", quality=85)
-    config = ProjectorConfig()
-    embedding = config.embeddings.add(
-        tensor_name="test images, last hidden layer",
-        tensor_path=f"{PROJECTOR}/tensors.tsv",
-        metadata_path=f"{PROJECTOR}/labels.tsv",
-    )
-    embedding.sprite.image_path = f"{PROJECTOR}/sprites.jpg"
-    embedding.sprite.single_image_dim.extend([width, height])
-    (folder / "projector_config.pbtxt").write_text(str(config))
+    return np.stack([true, false, true_negative, false_negative, precision, recall], axis=1)

@@ -1,4 +1,7 @@
-"""The settings by which runs are compared: a fixed list, of which each run has each, under the key that sets it."""
+"""The settings by which runs are compared: a fixed list, of which each run has each, under the key that sets it.
+
+Other settings, such as further arguments of the Trainer, are in the configuration that TensorBoard shows as text.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def hyperparameters(settings: Settings) -> dict[str, float | str]:
         "data.val_size": float(settings.data.val_size),
         "trainer.max_epochs": float(settings.trainer.max_epochs),
         "trainer.max_steps": NONE if limit == -1 else str(limit),
-        **{f"trainer.{name}": _optional(settings.trainer, name) for name in ("gradient_clip_val",)},
+        "trainer.gradient_clip_val": _optional(settings.trainer, "gradient_clip_val"),
         "seed": float(settings.seed),
         "precision": settings.precision,
         "fuse": str(settings.fuse).lower(),

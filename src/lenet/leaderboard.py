@@ -15,6 +15,8 @@ from lenet.sweep import Job, Sweep
 METRICS = ("val/acc", "test/acc", "train/loss", "seconds")
 """Of metrics.json, in the table; the first decides on the order. The test images decide on nothing."""
 
+LOSS = "train/loss"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -63,6 +65,16 @@ class Leaderboard:
         if not any(row.done for row in self.rows):
             raise UserError(f"{sweep.folder}: none of its {len(sweep.jobs)} jobs is done; there is nothing to compare")
 
+    @property
+    def metric(self) -> str:
+        """What decides on the order: val/acc, or train/loss where no images were held out."""
+        return METRICS[0] if any(row.values[METRICS[0]] for row in self.rows) else LOSS
+
+    @property
+    def finished(self) -> list[Row]:
+        """The settings of which a job is done, best first."""
+        return [row for row in self.rows if row.done]
+
     def __str__(self) -> str:
         """A line for each setting, in columns."""
         heads, *lines = self.cells()
@@ -99,8 +111,7 @@ class Leaderboard:
         """A line for each setting: every run a dot, the mean a bar."""
         from matplotlib.figure import Figure  # takes a second to load
 
-        rows = [row for row in self.rows if row.done][::-1]
-        metric = METRICS[0] if any(row.values[METRICS[0]] for row in rows) else "train/loss"
+        rows, metric = self.finished[::-1], self.metric
         figure = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for height, row in enumerate(rows):
@@ -130,7 +141,7 @@ def _present(results: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 def _rank(row: Row) -> tuple[bool, float]:
     """Best first; by the training loss, where no images were held out."""
-    acc, loss = row.mean("val/acc"), row.mean("train/loss")
+    acc, loss = row.mean(METRICS[0]), row.mean(LOSS)
     if acc is not None:
         return False, -acc
     return loss is None, loss or 0.0

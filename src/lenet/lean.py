@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,8 @@ class CompilerOnDemand(ModuleType):
     """Stands for torch's compiler until something is asked of it that only the compiler can answer.
 
     Attributes:
-        lightning_loads: while it does, this seems to hold no further modules, as Python looks for those at once.
+        lightning_loads: `from torch._dynamo import …`, as Lightning has it, looks whether this is a package, and would
+            load the compiler; so it is none, until Lightning is loaded.
     """
 
     OptimizedModule = OptimizedModule
@@ -55,8 +56,10 @@ class CompilerOnDemand(ModuleType):
         return CompilerOnDemand.disable if function is None else function
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever asks all modules for their files, say, does not mean this one.
-        if name.startswith("__") and (name != "__path__" or self.lightning_loads):
+        if name == "__path__" and self.lightning_loads:
+            raise AttributeError(name)
+        # Debuggers and the like ask every module for its file, say; that is no reason to load this one.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         if sys.modules.get(COMPILER) is self:
             del sys.modules[COMPILER]
@@ -66,6 +69,7 @@ class CompilerOnDemand(ModuleType):
 def _load_lightning() -> None:
     with _without_unused_packages():
         compiler = CompilerOnDemand(COMPILER)
+        compiler.__spec__ = importlib.util.find_spec(COMPILER)
         sys.modules.setdefault(COMPILER, compiler)
         import lightning.pytorch  # noqa: F401
 

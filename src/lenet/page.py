@@ -36,7 +36,7 @@ class Page:
     Args:
         title: of the whole page.
         introduction: one paragraph below it.
-        printed: whether all but the pictures also goes to the terminal.
+        printed: whether text and numbers also go to the terminal.
     """
 
     def __init__(self, title: str, introduction: str, printed: bool = True) -> None:

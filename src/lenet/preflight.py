@@ -45,6 +45,38 @@ def check_one_device(settings: Settings, remedy: str) -> None:
             raise UserError(f"device.{key}={number}: {remedy}")
 
 
+def check_processes(settings: Settings) -> None:
+    """Refuse to be several processes that do not train together.
+
+    Raises:
+        UserError: says how they would.
+    """
+    count, device = _started(), settings.device
+    if started_elsewhere() and count != device.total:
+        raise UserError(
+            f"device.devices={device.devices}, device.num_nodes={device.num_nodes}: {device.total} in all, and {count}"
+            " processes were started; start as many, with device=ddp, or one alone"
+        )
+
+
+def started_elsewhere() -> bool:
+    """Whether this is one of several processes that torchrun or SLURM has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or (_started() > 1 and "SLURM_PROCID" in os.environ)
+
+
+def rank() -> int:
+    """Which of these processes this is; 0 is the first, and also one that is alone."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if started_elsewhere() else 0
+
+
+def _started() -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    # As Lightning, which takes a shell of SLURM's for no job.
+    in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return 1 if in_shell else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
 def check_device(device: Device, has_gpu: bool) -> None:
     """Refuse a GPU where there is none, and more devices than there can be.
 

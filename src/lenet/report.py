@@ -6,23 +6,23 @@ those of TensorBoard's event file.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from plotly import graph_objects as plot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet import events, sweep
 from lenet.errors import UserError
-from lenet.leaderboard import Leaderboard
+from lenet.leaderboard import LOSS, Leaderboard
 from lenet.page import Page
 from lenet.sweep import PLAN, RESULT, Sweep
 
 LOSSES = {"train/loss": "training", "val/loss": "validation", "test/loss": "test"}
-ACCURACIES = {"train/acc": "training", "val/acc": "validation", "test/acc": "test"}
 
 PICTURES = {
     "test/confusion": "The test images: how often each class was taken for each.",
@@ -42,6 +42,10 @@ SECTIONS = {
 """Of a run's pictures, those of its last epoch."""
 
 
+Curve = list[tuple[float, float]]
+"""Epochs, and what was measured at their ends; a fraction is a point within an epoch."""
+
+
 class Run(NamedTuple):
     """What a run has left.
 
@@ -55,9 +59,18 @@ class Run(NamedTuple):
     metrics: Mapping[str, Any]
     events: EventAccumulator
 
-    def curve(self, tag: str) -> list[float]:
-        """A value for each epoch."""
-        return [point.value for point in self.events.Scalars(tag)] if tag in self.events.Tags()["scalars"] else []
+    def curve(self, tag: str) -> Curve:
+        """Empty if there is none."""
+        ends = [0, *(step for step, _ in self._points("train/loss"))]
+        return [(float(np.interp(step, ends, range(len(ends)))), value) for step, value in self._points(tag)]
+
+    def held_out(self) -> Curve:
+        """Accuracy on the validation images, or on the test images where there are none."""
+        return self.curve("val/acc") or self.curve("test/acc")
+
+    def _points(self, tag: str) -> list[tuple[int, float]]:
+        known = tag in self.events.Tags()["scalars"]
+        return [(point.step, point.value) for point in self.events.Scalars(tag)] if known else []
 
 
 def write_report(folder: Path) -> Path:
@@ -82,12 +95,8 @@ def write_report(folder: Path) -> Path:
 
 
 def _read(folder: Path) -> Run:
-    path = folder / RESULT
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return Run(folder, metrics, events.read(folder))
+    done = (folder / RESULT).is_file()
+    return Run(folder, sweep.read_result(folder, "the run has to be made again") if done else {}, events.read(folder))
 
 
 def _page_of_run(run: Run) -> Page:
@@ -99,37 +108,44 @@ def _page_of_run(run: Run) -> Page:
 def _page_of_sweep(whole: Sweep) -> Page:
     board = Leaderboard(whole)
     done = [job for job in whole.jobs if whole.is_done(job)]
-    best = board.rows[0]
     introduction = (
-        f"{len(done)} of {len(whole.jobs)} runs are done. The best setting is {best.name}, by the mean of val/acc over"
-        " its seeds; the test images decided on nothing."
+        f"{len(done)} of {len(whole.jobs)} runs are done. The best setting is {board.finished[0].name}, by the mean of"
+        f" {board.metric} over its seeds; the test images decided on nothing."
     )
     page = Page(f"Sweep {_name(whole.folder)}", introduction, printed=False)
     page.section("Comparison")
     heads, *rows = board.cells()
     page.table(heads, rows)
     page.chart(_comparison(board), "Each dot is a run, each bar the mean of a setting.")
-    runs = {" ".join(whole.distinct(job)) or "(all)": _read(whole.folder_of(job)) for job in done}
-    curves = {name: run.curve("val/acc") or run.curve("test/acc") for name, run in runs.items()}
+    # One run after the other: all their pictures at once would take much memory.
+    curves = [(" ".join(whole.distinct(job)) or "(all)", _read(whole.folder_of(job)).held_out()) for job in done]
     page.chart(_lines("accuracy on held-out images", curves), "Each run's held-out accuracy, epoch by epoch.")
-    name, run = max(runs.items(), key=lambda item: item[1].metrics.get("val/acc") or 0.0)
+    best = min(done, key=lambda job: _rank(whole.result(job), board.metric))
+    run = _read(whole.folder_of(best))
     page.section("Best")
-    page.text(f"The run with the highest val/acc of all, {name}: {_summary(run)}")
+    page.text(f"The run with the best {board.metric} of all, {' '.join(whole.distinct(best))}: {_summary(run)}")
     _add_run(page, run)
     return page
 
 
+def _rank(result: Mapping[str, Any], metric: str) -> float:
+    """Best first."""
+    value = result.get(metric)
+    if value is None:
+        return math.inf
+    return float(value) if metric == LOSS else -float(value)
+
+
 def _add_run(page: Page, run: Run) -> None:
     page.section("Curves")
-    figure = {"training loss": "train/loss", "training accuracy": "train/acc"}
-    figure["held-out accuracy"] = "val/acc" if run.curve("val/acc") else "test/acc"
+    figure = [("training loss", run.curve("train/loss")), ("training accuracy", run.curve("train/acc"))]
     page.chart(
-        _lines("", {name: run.curve(tag) for name, tag in figure.items()}),
+        _lines("", [*figure, ("held-out accuracy", run.held_out())]),
         "The tutorial's figure: loss and accuracy on the training images, accuracy on those held out.",
     )
-    losses = {name: curve for tag, name in LOSSES.items() if len(curve := run.curve(tag)) > 1}
+    losses = [(name, run.curve(tag)) for tag, name in LOSSES.items()]
     page.chart(_lines("loss", losses), "Mean cross entropy of an epoch's images.")
-    speed = {"training": run.curve("train/examples_per_sec")}
+    speed = [("training", run.curve("train/examples_per_sec"))]
     page.chart(_lines("examples per second", speed), "Loading, logs and checkpoints included, validation left out.")
     if run.metrics:
         page.section("Numbers")
@@ -178,24 +194,24 @@ def _value(value: object) -> str:
     return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _lines(title: str, curves: Mapping[str, list[float]]) -> plot.Figure:
-    """A line for each curve, over the epochs."""
+def _lines(title: str, curves: Sequence[tuple[str, Curve]]) -> plot.Figure:
+    """A line for each curve, over the epochs; those without points are left out."""
     figure = plot.Figure()
-    for name, values in curves.items():
-        epochs = list(range(1, len(values) + 1))
-        figure.add_scatter(x=epochs, y=values, name=name, mode="lines+markers")
-    most = max(map(len, curves.values()), default=0)
+    for name, points in curves:
+        if points:
+            epochs, values = zip(*points, strict=True)
+            figure.add_scatter(x=epochs, y=values, name=name, mode="lines+markers")
+    most = max((len(points) for _, points in curves), default=0)
     return _styled(figure, "epoch", title).update_xaxes(tick0=1, dtick=max(1, most // 10))
 
 
 def _comparison(board: Leaderboard) -> plot.Figure:
-    rows = [row for row in board.rows if row.done][::-1]
-    metric = "val/acc" if any(row.values["val/acc"] for row in rows) else "train/loss"
+    rows, metric = board.finished[::-1], board.metric
     figure = plot.Figure()
     dots = [(value, row.name) for row in rows for value in row.values[metric]]
     figure.add_bar(x=[row.mean(metric) for row in rows], y=[row.name for row in rows], orientation="h", name="mean")
     figure.add_scatter(x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", name="runs")
-    figure.update_layout(height=160 + 34 * len(rows))
+    figure.update_layout(height=200 + 34 * len(rows))
     return _styled(figure, metric, "")
 
 

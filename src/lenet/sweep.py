@@ -71,12 +71,7 @@ class Sweep:
         Raises:
             UserError: that is damaged.
         """
-        path = self.folder_of(job) / RESULT
-        try:
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete the file, and the job is run again") from None
-        return result
+        return read_result(self.folder_of(job), "delete the file, and sweep.resume runs the job again")
 
     def left(self) -> list[Job]:
         """The jobs that are not done."""
@@ -85,6 +80,25 @@ class Sweep:
     def discard(self, job: Job) -> None:
         """Remove what a run that did not end has left."""
         shutil.rmtree(self.folder_of(job), ignore_errors=True)
+
+
+def read_result(folder: Path, remedy: str) -> dict[str, Any]:
+    """The metrics.json of a run that is done.
+
+    Raises:
+        UserError: it is damaged; says the remedy.
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [value for key, value in result.items() if "/" in key]
+        if not all(value is None or isinstance(value, int | float) for value in numbers):
+            raise ValueError("it holds something else than numbers")
+        if missing := {"seconds", "epochs", "seed", "device"} - set(result):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
+    return dict(result)
 
 
 def read(folder: Path, key: str) -> Sweep:
