@@ -201,6 +201,7 @@ def _lines(title: str, curves: Sequence[tuple[str, Curve]]) -> plot.Figure:
         if points:
             epochs, values = zip(*points, strict=True)
             figure.add_scatter(x=epochs, y=values, name=name, mode="lines+markers")
+    figure.update_layout(height=400 + 12 * len(curves))  # with room for the legend
     most = max((len(points) for _, points in curves), default=0)
     return _styled(figure, "epoch", title).update_xaxes(tick0=1, dtick=max(1, most // 10))
 
