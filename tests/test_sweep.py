@@ -143,6 +143,7 @@ def test_another_sweeps_folder(sweep: TrainCommand, tmp_path: Path) -> None:
         ),
         (["seed=0,1", "sweep.resume=nowhere"], "is no folder"),
         (["seed=0,1", "sweep.resume=."], "holds no sweep"),
+        (["seed=0,1", "launcher=slurm"], "launcher=slurm: there is no srun on this machine"),
         (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),
     ],
 )

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,7 +24,10 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher  # type: ignore[import-untyped]
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (  # type: ignore[import-untyped]
+    LocalLauncher,
+    SlurmLauncher,
+)
 from omegaconf import DictConfig, open_dict
 
 from lenet import folders, preflight, sweep
@@ -57,6 +61,11 @@ class Grid(Sweeper):
             UserError: the grid is not one, or another than that of the sweep to resume, or jobs failed.
             KeyboardInterrupt: the user pressed Ctrl-C; says how to go on.
         """
+        if isinstance(self.launcher, SlurmLauncher) and shutil.which("srun") is None:
+            raise UserError(
+                "launcher=slurm: there is no srun on this machine; start the sweep where the cluster's commands are, or"
+                " use launcher=in_turn or launcher=processes"
+            )
         jobs = self._plan(arguments)
         whole = self._resumed(jobs) if self.config.sweep.resume else self._begun(jobs)
         with _alone(whole.folder):
