@@ -55,6 +55,30 @@ def test_an_end_without_an_answer_is_told(end: object, message: str) -> None:
         call_in_fork(end)  # type: ignore[arg-type]
 
 
+def test_who_interrupts_the_parent_alone_interrupts_both() -> None:
+    program = """
+import time
+from lenet.isolation import call_in_fork
+
+def wait(ask):
+    print("ready", flush=True)
+    time.sleep(60)
+
+try:
+    call_in_fork(wait)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=8)  # and not the ten seconds after which a fork is killed
+    assert (out, errors) == ("interrupted\n", "")
+
+
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     sign = tmp_path / "pid"
     code = (

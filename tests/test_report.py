@@ -16,8 +16,14 @@ from tests.conftest import PROJECT, Finished, TrainCommand
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
 
 
-def test_the_page_of_a_run_needs_no_network(finished_run: Finished) -> None:
-    html = write_report(finished_run.folder).read_text()
+@pytest.fixture
+def folder(finished_run: Finished, tmp_path: Path) -> Path:
+    """A copy of a run's, as other tests look at what the run itself has left."""
+    return Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+
+
+def test_the_page_of_a_run_needs_no_network(folder: Path, finished_run: Finished) -> None:
+    html = write_report(folder).read_text()
     text = html[: html.index("<script")] + html[html.rindex("</head>") :]  # Plotly names addresses it does not use
     for part in ("http://", "https://", 'src="//', "<link"):
         assert part not in text
@@ -75,11 +81,10 @@ def test_a_sweep_without_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"test/acc": "a", "seconds": 1}'])
-def test_a_damaged_result_is_named(finished_run: Finished, tmp_path: Path, content: str) -> None:
-    shutil.copytree(finished_run.folder, tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").write_text(content)
+def test_a_damaged_result_is_named(folder: Path, content: str) -> None:
+    (folder / "metrics.json").write_text(content)
     with pytest.raises(UserError, match=r"metrics\.json: cannot be read"):
-        write_report(tmp_path / "run")
+        write_report(folder)
 
 
 def report(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -87,9 +92,9 @@ def report(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_command(finished_run: Finished) -> None:
-    done = report(finished_run.folder)
-    assert (done.returncode, done.stdout) == (0, f"{finished_run.folder / 'report.html'}\n"), done.stderr
+def test_the_command(folder: Path) -> None:
+    done = report(folder)
+    assert (done.returncode, done.stdout) == (0, f"{folder / 'report.html'}\n"), done.stderr
 
 
 @pytest.mark.parametrize(("name", "message"), [("", "holds neither a run nor a sweep"), ("none", "is no folder")])

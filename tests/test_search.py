@@ -74,6 +74,24 @@ def test_trials_that_diverge_count_as_failed(tmp_path: Path) -> None:
     assert "No trial has ended as it should" in run.stdout
 
 
+def test_a_trial_that_is_interrupted_is_run_again(tmp_path: Path) -> None:
+    long = ("trainer.max_epochs=500", "data.train_size=3000")
+    process = subprocess.Popen(
+        words(tmp_path, *long, "tune.trials=1"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "trials" / "0" / "checkpoints").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "interrupted; the same command goes on with the study\n")
+    (trial,) = (trial for trial in study(tmp_path).trials if trial.state == TrialState.WAITING)
+    assert trial.system_attrs["fixed_params"] == study(tmp_path).trials[0].params
+    assert trial.user_attrs == {"repeats": 0}
+
+
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_two_workers_and_one_that_is_killed(tmp_path: Path, storage: str) -> None:
     url = f"{storage}:///{tmp_path}/shared.{storage}"

@@ -169,6 +169,9 @@ def test_side_by_side(sweep: TrainCommand) -> None:
     assert set(done(run.folder)) == {"2", "3"}
     assert "error: 2 of 4 jobs failed: 0 optimizer.lr=3e+38" in run.stderr
     assert "Job 1 failed; see its train.log" in run.stdout
+    assert "Job 2: " in run.stdout
+    assert "Job 2 is done" in run.stdout
+    assert "Submitit" not in run.stdout
 
 
 def test_a_job_that_is_killed_is_told_and_run_again(sweep: TrainCommand, tmp_path: Path) -> None:

@@ -128,8 +128,9 @@ class Grid(Sweeper):
                 words = [[*job.overrides, f"{SUBDIR}{job.number}"] for job in left]
                 self.launcher.launch(words, initial_job_idx=0)
         except KeyboardInterrupt:
-            done = len(whole.jobs) - len(whole.left())
-            raise KeyboardInterrupt(f"{done} of {len(whole.jobs)} jobs are done; {remedy}") from None
+            if still := whole.left():
+                done = len(whole.jobs) - len(still)
+                raise KeyboardInterrupt(f"jobs done: {done} of {len(whole.jobs)}; {remedy}") from None
         if len(whole.left()) < len(whole.jobs):
             board = Leaderboard(whole)
             log.info("%s\n%s", board, board.save())
@@ -170,6 +171,10 @@ def _alone(folder: Path) -> AbstractContextManager[object]:
 def _name(words: Sequence[str]) -> str:
     """Of a job, by its folder; a launcher that resumes counts otherwise."""
     return f"Job {_subdir(words)}"
+
+
+def _settings(words: Sequence[str]) -> str:
+    return " ".join(word for word in words if not word.startswith("hydra."))
 
 
 def _subdir(words: Sequence[str]) -> str:
@@ -217,7 +222,7 @@ class InTurn(Launcher):
     def _run(self, config: DictConfig, words: list[str], index: int) -> JobReturn:
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = index
-        log.info("%s: %s", _name(words), " ".join(word for word in words if not word.startswith("hydra.")))
+        log.info("%s: %s", _name(words), _settings(words))
 
         def job(_: object) -> JobStatus:
             return run_job(
@@ -249,10 +254,12 @@ class SideBySide(LocalLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        logging.getLogger(LocalLauncher.__module__).setLevel(logging.WARNING)  # of each job it says less than this:
         with ThreadPoolExecutor(self.jobs) as threads:
             return list(threads.map(self._launch_one, job_overrides, itertools.count(initial_job_idx)))
 
     def _launch_one(self, words: Sequence[str], index: int) -> JobReturn:
+        log.info("%s: %s", _name(words), _settings(words))
         try:
             result: JobReturn
             (result,) = super().launch([words], index)
@@ -261,4 +268,6 @@ class SideBySide(LocalLauncher):  # type: ignore[misc]
             log.error("%s: %s", _name(words), " ".join(str(error).split()))
         if result.status != JobStatus.COMPLETED:
             log.error("%s failed; see its train.log", _name(words))
+        else:
+            log.info("%s is done", _name(words))
         return result

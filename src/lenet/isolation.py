@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -72,6 +73,10 @@ def begin_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> C
             process.join()
             raise ProcessDiedError(_how_it_ended(process.exitcode)) from None
         except BaseException:
+            # It has had the Ctrl-C too; but if a program has interrupted this process alone, it needs to be told.
+            process.join(timeout=1)
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
             process.join(timeout=10)
             process.kill()
             raise
@@ -94,7 +99,11 @@ def _in_fork(
         theirs.send((False, content))
         return theirs.recv()
 
-    theirs.send((True, function(ask)))
+    try:
+        result = function(ask)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent has had it too, or sent it, and says so
+    theirs.send((True, result))
 
 
 def _nobody(content: Any) -> Any:

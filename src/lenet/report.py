@@ -173,9 +173,10 @@ def _summary(run: Run) -> str:
     of_class = {"train/loss": "training loss", "train/acc": "training accuracy", "val/acc": "validation accuracy"}
     of_class |= {"test/acc": "test accuracy"}
     figures = [f"{name} {run.metrics[tag]:.3f}" for tag, name in of_class.items() if run.metrics.get(tag) is not None]
+    epochs = run.metrics["epochs"]
     when = datetime.fromtimestamp((run.folder / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     return (
-        f"{', '.join(figures)}, after {run.metrics['epochs']} epochs with seed {run.metrics['seed']} on"
+        f"{', '.join(figures)}, after {epochs} epoch{'s' * (epochs != 1)} with seed {run.metrics['seed']} on"
         f" {run.metrics['device']}; ended {when}."
     )
 
@@ -210,7 +211,8 @@ def _comparison(board: Leaderboard) -> plot.Figure:
     rows, metric = board.finished[::-1], board.metric
     figure = plot.Figure()
     dots = [(value, row.name) for row in rows for value in row.values[metric]]
-    figure.add_bar(x=[row.mean(metric) for row in rows], y=[row.name for row in rows], orientation="h", name="mean")
+    means, names = [row.mean(metric) for row in rows], [row.name for row in rows]
+    figure.add_bar(x=means, y=names, orientation="h", name="mean", marker_color="lightsteelblue")
     figure.add_scatter(x=[x for x, _ in dots], y=[y for _, y in dots], mode="markers", name="runs")
     figure.update_layout(height=200 + 34 * len(rows))
     return _styled(figure, metric, "")

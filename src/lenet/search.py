@@ -187,6 +187,9 @@ class Study:
             )
         except (UserError, HydraException, OmegaConfBaseException, ProcessDiedError) as error:
             outcome = Outcome(str(error))
+        except KeyboardInterrupt:
+            _enqueue_again(self.study, trial)
+            raise
         if outcome.error is not None:
             log.error("Trial %d failed: %s", trial.number, " ".join(outcome.error.split()))
             raise TrialFailedError
@@ -247,6 +250,10 @@ def _has_no_prospects(trial: Trial, said: tuple[int, float]) -> bool:
 
 def _repeat(study: optuna.Study, trial: FrozenTrial) -> None:
     log.warning("Trial %d was lost with its process; it is repeated", trial.number)
+    _enqueue_again(study, trial)
+
+
+def _enqueue_again(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
     study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})
 
 

@@ -84,12 +84,21 @@ def train(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         check(settings)  # a single run was checked before it got a folder
-    best: float | None = run(settings, Path(hydra.runtime.output_dir))["best_val_acc"]
+    first = hydra.mode != RunMode.MULTIRUN or hydra.job.num == 0
+    best: float | None = run(settings, Path(hydra.runtime.output_dir), introduce=first)["best_val_acc"]
     return best
 
 
-def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+def run(
+    settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = (), introduce: bool = True
+) -> dict[str, Any]:
     """Train, evaluate, and leave the run's files in `folder`; with these callbacks besides its own.
+
+    Args:
+        settings: of the run.
+        folder: exists, and belongs to this run alone.
+        callbacks: more of them.
+        introduce: show the network's stages at the start; the later jobs of a sweep leave that out.
 
     Returns:
         What metrics.json holds.
@@ -125,7 +134,7 @@ def run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = ())
         logging.disable()  # one process speaks for all
     classifier = build_classifier(settings, trainer.strategy.root_device)
     if trainer.is_global_zero:
-        _describe(folder, settings, classifier, logger)
+        _describe(folder, settings, classifier, logger, introduce)
 
     try:
         with objects_set_aside():
@@ -195,13 +204,15 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
 
 
-def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger) -> None:
+def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger, introduce: bool) -> None:
     """Say at the start what is trained and where, here and in TensorBoard."""
     # A copy, so that looking at the network leaves no trace in it (in a normalisation's statistics, say).
     net = copy.deepcopy(classifier.net).eval()
     assert isinstance(net, nn.Sequential)
     rows = stages(net)
-    log.info("%s\nRun folder: %s", table(rows), folder)
+    if introduce:
+        log.info("%s", table(rows))
+    log.info("Run folder: %s", folder)
     logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), rows)
     if settings.dashboard == "full":
         logger.begin_comparison(hyperparameters(settings), FOREMOST)
