@@ -111,12 +111,17 @@ def test_where_the_test_images_are_evaluated_after_each_epoch(train_here: TrainC
     ]
 
 
-def test_the_figure_has_no_point_where_nothing_was_evaluated(train_here: TrainCommand) -> None:
-    run = train_here(*SMALL, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2")
-    assert run.scalars("figure/held_out_acc") == [(2, run.scalars("val/acc")[0][1])]
+@pytest.mark.parametrize(
+    ("images", "measure"), [([], "val/acc"), (["data.val_size=0", "test_every_epoch=true"], "test/acc")]
+)
+def test_the_figure_has_no_point_where_nothing_was_evaluated(
+    train_here: TrainCommand, images: list[str], measure: str
+) -> None:
+    run = train_here(*SMALL, *images, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2")
+    assert run.scalars("figure/held_out_acc") == [(2, run.scalars(measure)[0][1])]
     assert len(run.scalars("figure/train_acc")) == 3
     checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 6
+    assert checkpoint["epoch"] == 2
 
 
 def test_two_processes_draw_all_images_once(train_command: TrainCommand) -> None:

@@ -85,7 +85,7 @@ class Dashboard(pl.Callback):
     def __init__(self, logger: RunLogger, folder: Path, classes: Sequence[str]) -> None:
         self.logger, self.folder, self.classes = logger, folder, classes
         self.stopwatch = Stopwatch()
-        self._evaluated = False
+        self._evaluated = False  # since the last epoch's end; a user may have every second one evaluated
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # for each stage: indices and logits
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,6 +107,7 @@ class Dashboard(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking:
+            self._evaluated = True
             self._parts.setdefault(batch.stage, []).append((batch.indices, outputs.float().cpu()))
 
     on_test_batch_end = on_validation_batch_end
@@ -115,7 +116,6 @@ class Dashboard(pl.Callback):
         assert isinstance(pl_module, Classifier)
         pl_module.finish_epoch()
         with self.stopwatch:
-            self._evaluated = bool(self._parts)  # not in each epoch, if the user says so
             validation = self._evaluation("val", trainer)
             if not trainer.is_global_zero:
                 return
@@ -138,6 +138,7 @@ class Dashboard(pl.Callback):
     def _add_to_figure(self, module: Classifier, epoch: int) -> None:
         metrics = module.metrics
         held_out = metrics.get("val/acc", metrics.get("test/acc")) if self._evaluated else None
+        self._evaluated = False
         values = metrics["train/loss"], metrics["train/acc"], held_out
         for tag, value in zip(FIGURE_TAGS, values, strict=True):
             if value is not None:
