@@ -24,10 +24,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (  # type: ignore[import-untyped]
-    LocalLauncher,
-    SlurmLauncher,
-)
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
 from lenet import folders, preflight, sweep
@@ -194,8 +191,7 @@ class InTurn(Launcher):
 
     def load(self) -> None:
         """Load what all jobs use, once."""
-
-        import lenet.training  # noqa: F401
+        import lenet.training  # noqa: F401 - for the jobs, which are forks
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.load()
@@ -241,7 +237,7 @@ class InTurn(Launcher):
         return JobReturn(overrides=words, cfg=config, status=status)
 
 
-class SideBySide(LocalLauncher):  # type: ignore[misc]
+class SideBySide(LocalLauncher):  # type: ignore[misc]  # which has no types
     """Several jobs at a time on this machine, each in a new process; submitit starts them.
 
     Args:

@@ -167,14 +167,12 @@ class Dashboard(pl.Callback):
         if test is None or not trainer.is_global_zero:
             return
         self.logger.picture("test/confusion", confusion(test.counts, self.classes), trainer.global_step)
-        images = torch.from_numpy(test.images[:MOST_POINTS])[:, None]
+        images, pairs = test.images[:MOST_POINTS], zip(test.labels, test.predicted, strict=True)
         with evaluating(module):
-            parts = torch.split(images, EVALUATION_BATCH_SIZE)
+            parts = torch.split(torch.from_numpy(images)[:, None], EVALUATION_BATCH_SIZE)
             hidden = torch.cat([module.embed(part.to(module.device)).float().cpu() for part in parts])
-        labels = [
-            (self.classes[true], self.classes[guess]) for true, guess in zip(test.labels, test.predicted, strict=True)
-        ]
-        write_embedding(self.folder, hidden.numpy(), test.images[:MOST_POINTS], labels[:MOST_POINTS])
+        labels = [(self.classes[true], self.classes[guess]) for true, guess in islice(pairs, MOST_POINTS)]
+        write_embedding(self.folder, hidden.numpy(), images, labels)
 
     def _evaluation(self, stage: str, trainer: pl.Trainer) -> Evaluation | None:
         """All that was evaluated last, on all devices, in the order of the images; called on each device."""

@@ -73,9 +73,10 @@ class Page:
 
     def chart(self, figure: plotly.graph_objects.Figure, caption: str) -> None:
         """Add a chart that shows its numbers where the mouse is."""
-        from plotly.offline import get_plotlyjs
+        if not self._scripts:  # it has five megabytes, and serves all charts
+            from plotly.offline import get_plotlyjs
 
-        self._scripts = f"<script>{get_plotlyjs()}</script>"
+            self._scripts = f"<script>{get_plotlyjs()}</script>"
         drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
         self._body.append(f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>")
 

@@ -26,8 +26,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from lenet import events  # noqa: F401 - its checksums
 from lenet.summary import Stage
 
-FIGURE = "figure"
-FIGURE_TAGS = (f"{FIGURE}/train_loss", f"{FIGURE}/train_acc", f"{FIGURE}/held_out_acc")
+FIGURE_TAGS = ("figure/train_loss", "figure/train_acc", "figure/held_out_acc")
 """The three curves of the tutorial's figure. Their steps are epochs."""
 
 FINAL_TAGS = {
