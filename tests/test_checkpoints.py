@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lenet.checkpoints import WholeFileIO
 from lenet.data import SyntheticDataModule
 from lenet.model import LeNet
 from tests.conftest import Finished, TrainCommand
@@ -15,7 +15,7 @@ from tests.conftest import Finished, TrainCommand
 
 def test_a_run_leaves_the_last_and_the_best(finished_run: Finished) -> None:
     names = sorted(path.name for path in (finished_run.folder / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def test_the_last_is_of_the_last_epoch_and_the_best_of_the_best(train_here: TrainCommand) -> None:
@@ -49,14 +49,14 @@ def test_the_best_weights_reach_the_best_validation_accuracy(finished_run: Finis
 
 def test_checkpoints_are_written_beside_training(train_here: TrainCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     writers = []
-    save = TorchCheckpointIO.save_checkpoint
+    save = WholeFileIO.save_checkpoint
 
-    def slow(self: TorchCheckpointIO, *args: Any, **kwargs: Any) -> None:
+    def slow(self: WholeFileIO, *args: Any, **kwargs: Any) -> None:
         writers.append(threading.current_thread())
         time.sleep(0.2)
         save(self, *args, **kwargs)
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", slow)
+    monkeypatch.setattr(WholeFileIO, "save_checkpoint", slow)
     run = train_here("data=synthetic", "data.train_size=300", "data.val_size=100", "trainer.max_epochs=2")
     assert len(writers) >= 3
     assert threading.main_thread() not in writers

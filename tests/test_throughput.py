@@ -11,9 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD
 
-from lenet.checkpoints import checkpoint_callbacks
 from lenet.data import Block, ImageSet, Share, SyntheticDataModule
 from lenet.model import LeNet
 from lenet.module import Classifier
@@ -90,7 +90,7 @@ def run(
         max_epochs=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[throughput, costs, *checkpoint_callbacks(folder, val_size=44)],
+        callbacks=[throughput, costs, ModelCheckpoint(folder, save_top_k=-1)],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=2,

@@ -91,7 +91,7 @@ def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
 def test_what_a_run_leaves(finished_run: Finished) -> None:
     names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in finished_run.folder.iterdir()}
     files = {".hydra", "train.log", "metrics.json", "checkpoints", "events.out.tfevents"}
-    assert names == files | {"projector", "projector_config.pbtxt"}
+    assert names == files | {"run.json", "projector", "projector_config.pbtxt"}
     log = (finished_run.folder / "train.log").read_text()
     for line in finished_run.stdout.splitlines():
         assert line in log
@@ -100,7 +100,7 @@ def test_what_a_run_leaves(finished_run: Finished) -> None:
 def test_metrics_json(finished_run: Finished) -> None:
     metrics = finished_run.metrics
     others = {"best_val_acc", "epochs", "images", "seed", "device", "parameters", "seconds", "versions"}
-    assert set(metrics) == set(TAGS) | others | {"dashboard_seconds"}
+    assert set(metrics) == set(TAGS) | others | {"dashboard_seconds", "checkpoint_seconds"}
     assert 0 < metrics["dashboard_seconds"] < 10
     assert (metrics["epochs"], metrics["images"], metrics["seed"]) == (3, 15_000, 0)
     assert metrics["parameters"] == 61_706
@@ -186,7 +186,7 @@ def test_a_diverging_run_ends_with_one_line(train_command: TrainCommand, device:
 
 
 def test_a_diverging_run_names_its_step(train_here: TrainCommand) -> None:
-    message = r"at step \d+, in epoch 1, with optimizer\.lr=3e\+38; .*; no epoch was finished: no checkpoint"
+    message = r"at step \d+, in epoch 1, with optimizer\.lr=3e\+38; .*; no checkpoint was written"
     with pytest.raises(UserError, match=message):
         train_here(*SMALL, "optimizer.lr=3e38")
 
@@ -194,14 +194,14 @@ def test_a_diverging_run_names_its_step(train_here: TrainCommand) -> None:
 def test_a_diverging_run_keeps_the_last_good_checkpoint(
     train_here: TrainCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(settings: Settings, device: torch.device) -> Classifier:
+    def build(settings: Settings, *_: object) -> Classifier:
         net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step=6))  # of 4 an epoch
         return Classifier(net, partial(SGD, lr=0.01))
 
     monkeypatch.setattr(training, "build_classifier", build)
-    with pytest.raises(UserError, match=r"at step 6, in epoch 2, .* the last finished epoch is in ") as caught:
+    with pytest.raises(UserError, match=r"at step 6, in epoch 2, .* the last good weights are in ") as caught:
         train_here(*SMALL)
-    folder = Path(str(caught.value).rsplit(" is in ", 1)[1]).parent
+    folder = Path(str(caught.value).rsplit(" are in ", 1)[1]).parent
     last = torch.load(folder / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
@@ -214,7 +214,7 @@ def test_all_images_and_the_test_set_after_each_epoch(train_here: TrainCommand) 
     assert run.metrics["images"] == 2 * 1200
     assert run.metrics["val/acc"] is None
     assert run.metrics["best_val_acc"] is None
-    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (run.folder / "checkpoints" / "best.ckpt").exists()
 
 
 def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -27,9 +28,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lenet import folders, preflight
+from lenet import folders, preflight, resume, trust
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError
+from lenet.interrupts import raise_at_once
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def start(main: Callable[[], Any], project: Path) -> None:
     # Loading torch and Lightning makes hardly any garbage; looking for it seven times meanwhile takes half a second.
     # A run enables it again.
     gc.disable()
+    logging.raiseExceptions = False  # a full disk is told by those who need what they could not write
+    raise_at_once()
     _register_project(project)
     os.environ[_HYDRA_RAISES] = "1"
     with one_line_errors():
@@ -123,28 +127,37 @@ def one_line_errors() -> Iterator[None]:
             log.exception("a defect of this program, or of a library")  # in the job's own log too
         raise
     except KeyboardInterrupt as interrupt:
-        _exit("; ".join(["interrupted", *map(str, interrupt.args)]), status=130)
+        signum = getattr(interrupt, "signum", signal.SIGINT)
+        what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+        _exit("; ".join([what, *map(str, interrupt.args)]), status=128 + signum)
 
 
 class Preflight(Callback):
     """Before a run has a folder: checks its configuration, device and data, then claims a folder of its own."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if _is_started_by_lightning():
-            return  # the process that started this one has done it
         with _nothing_swallowed(), one_line_errors():
+            if config.get("resume") is not None:
+                resume.take_over(config, _is_child())
+            if _is_started_by_lightning():
+                return  # the process that started this one has done the rest
             settings = read_settings(config)
             preflight.check_processes(settings)
             if _is_child():
                 return  # the first process does the rest
             if settings.sweep.resume is not None:
                 raise UserError(f"sweep.resume={settings.sweep.resume}: belongs to a sweep; add -m")
+            if settings.resume is not None and resume.is_finished(Path(settings.resume), settings):
+                print(f"{settings.resume}: is finished; trainer.max_epochs=NUMBER trains on")
+                sys.exit(0)
             preflight.check(settings)
-            folders.refuse_taken(config, "hydra.run.dir")
+            if settings.resume is None:
+                folders.refuse_taken(config, "hydra.run.dir")
             from lenet.training import check  # torch loads here, and a mistake above need not wait for it
 
             check(settings)
-            folders.claim(config, "hydra.run.dir")
+            if settings.resume is None:
+                folders.claim(config, "hydra.run.dir")
 
 
 @contextlib.contextmanager
@@ -158,6 +171,7 @@ def _nothing_swallowed() -> Iterator[None]:
 
 
 def _register_project(project: Path) -> None:
+    trust.guard()
     OmegaConf.register_new_resolver("project", lambda: str(project), replace=True)
 
 

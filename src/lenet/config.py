@@ -1,12 +1,14 @@
 """What a configuration may say: every key, its type and its range, and the classes it may name.
 
-conf/ holds the values, this file the rules, but for Hydra's own section. A class that no `_target_` below lists is not
-instantiated from a configuration, whoever wrote it. The rules need no torch, so that a mistake is answered at once.
+conf/ holds the values, this file the rules; lenet.trust has those for Hydra's own section. A class that no `_target_`
+below lists is not instantiated from a configuration, whoever wrote it. The rules need no torch, so that a mistake is
+answered at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -192,6 +194,7 @@ TRAINER_ARGUMENTS_SET_ELSEWHERE = {
     "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
     "overfit_batches": "another argument: +trainer.limit_train_batches",
     "accumulate_grad_batches": "a larger data.batch_size: LeNet's batches need little memory",
+    "deterministic": "deterministic",
     "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 
@@ -221,6 +224,10 @@ class Trainer(Section):
         return self
 
 
+class CheckpointSettings(Section):
+    every_seconds: NonNegative
+
+
 class SweepSettings(Section):
     resume: Annotated[str, Field(min_length=1)] | None
 
@@ -239,8 +246,11 @@ class Settings(Section):
     scheduler: Annotated[Cosine | OneCycle, Field(discriminator="target")] | None
     device: Device
     data: Annotated[FashionMNIST | Synthetic, Field(discriminator="target")]
+    deterministic: bool
     trainer: Trainer
+    checkpoint: CheckpointSettings
     sweep: SweepSettings
+    resume: Annotated[str, Field(min_length=1)] | None
 
     @property
     def smallest_batch(self) -> int:
@@ -258,6 +268,13 @@ class Settings(Section):
                 f" {self.device.total} device(s), and batch normalisation needs two images on each; use another size"
             )
         return self
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What makes a run, as plain dicts, lists and scalars; not how it was started."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.model_dump(by_alias=True, exclude={"resume"})))
+        plain["sweep"]["resume"] = None
+        return plain
 
     def section(self, name: str) -> dict[str, Any]:
         """The section as plain dicts and scalars, `_target_` and all, for `hydra.utils.instantiate`."""

@@ -89,7 +89,7 @@ class Dashboard(pl.Callback):
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # for each stage: indices and logits
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.global_step == 0:
             self.logger.lay_out_figure()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,6 +135,14 @@ class Dashboard(pl.Callback):
         with self.stopwatch:
             self._finish(trainer, pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is resumed goes on with."""
+        return {"seconds": self.stopwatch.seconds, "evaluated": self._evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with that."""
+        self.stopwatch, self._evaluated = Stopwatch(state_dict["seconds"]), state_dict["evaluated"]
+
     def _add_to_figure(self, module: Classifier, epoch: int) -> None:
         metrics = module.metrics
         held_out = metrics.get("val/acc", metrics.get("test/acc")) if self._evaluated else None
@@ -142,7 +150,7 @@ class Dashboard(pl.Callback):
         values = metrics["train/loss"], metrics["train/acc"], held_out
         for tag, value in zip(FIGURE_TAGS, values, strict=True):
             if value is not None:
-                self.logger.experiment.add_scalar(tag, value, epoch)
+                self.logger.scalar(tag, value, epoch)
 
     def _histograms(self, module: Classifier, step: int) -> None:
         for name, parameter in module.net.named_parameters():

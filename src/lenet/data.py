@@ -149,11 +149,18 @@ class BatchSampler(Sampler[Share]):
 
 
 class BlockSampler(Sampler[list[Share]]):
-    """The batches of a BatchSampler, `steps` at a time; the last block of an epoch may have fewer."""
+    """The batches of a BatchSampler, `steps` at a time; the last block of an epoch may have fewer.
 
-    def __init__(self, batches: BatchSampler, steps: int) -> None:
+    Args:
+        batches: all of an epoch.
+        steps: how many make a block.
+        start: an epoch, and how many of its batches have been had; its first block ends where it would have ended.
+    """
+
+    def __init__(self, batches: BatchSampler, steps: int, start: tuple[int, int] = (0, 0)) -> None:
         self.batches = batches
         self.steps = steps
+        self.start = start
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -163,9 +170,13 @@ class BlockSampler(Sampler[list[Share]]):
         return -(-len(self.batches) // self.steps)
 
     def __iter__(self) -> Iterator[list[Share]]:
-        batches = iter(self.batches)
-        while block := list(islice(batches, self.steps)):
+        epoch, had = self.start
+        had = had if self.batches.epoch == epoch else 0
+        batches = islice(self.batches, had, None)
+        size = self.steps - had % self.steps
+        while block := list(islice(batches, size)):
             yield block
+            size = self.steps
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -180,6 +191,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Attributes:
         classes: what the labels 0 to 9 stand for.
+        start: the epoch in which training goes on, and how many of its steps are done; to be set before it does.
     """
 
     classes: tuple[str, ...]
@@ -193,6 +205,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.test_every_epoch = test_every_epoch
         self.block_steps = block_steps
+        self.start = (0, 0)
         self._sets: dict[str, ImageSet] = {}
 
     @abstractmethod
@@ -238,7 +251,7 @@ class ImageDataModule(LightningDataModule, ABC):
         data = self._sets[stage]
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = BatchSampler(len(data), batch_size, seed, rank, world_size)
-        sampler = BlockSampler(batches, self.block_steps if stage == "train" else 1)
+        sampler = BlockSampler(batches, self.block_steps, self.start) if stage == "train" else BlockSampler(batches, 1)
         # batch_size=None: what the sampler yields is an index of a whole block already.
         return DataLoader(data, sampler=sampler, batch_size=None)
 

@@ -76,7 +76,7 @@ def begin_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> C
             # It has had the Ctrl-C too; but if a program has interrupted this process alone, it needs to be told.
             process.join(timeout=1)
             if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, signal.SIGTERM)  # as often as it may get it: it ends once
             process.join(timeout=10)
             process.kill()
             raise

@@ -20,6 +20,7 @@ from lenet import bypass
 from lenet.data import Batch, Block, ImageDataModule
 from lenet.errors import DivergenceError
 from lenet.fused import fused
+from lenet.interrupts import Interrupts
 from lenet.tally import Tally
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -40,12 +41,15 @@ class Classifier(pl.LightningModule):
         fuse: compute with `lenet.fused` whatever that can compute.
         gradient_clip_val: as Lightning's Trainer takes it, which leaves it to modules that step the optimizer.
         gradient_clip_algorithm: the same.
+        interrupts: on one device, a block is cut off after the step in which one comes.
 
     Attributes:
         best_val_acc: the highest val/acc of any epoch; None before the first.
         metrics: the latest value of each tag that was logged, in full precision.
         training_tally: sums over the training images of the epoch so far, as of the last log point.
         images_trained: in all, over all devices.
+        steps_in_epoch: optimizer steps since the epoch's beginning.
+        is_cut: whether the block was cut off, by an interrupt.
         at_log_point: whether numbers may be read from the device now: each `log_every_n_steps` steps from an epoch's
             beginning, and at its end.
     """
@@ -58,6 +62,7 @@ class Classifier(pl.LightningModule):
         fuse: bool = True,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -69,15 +74,45 @@ class Classifier(pl.LightningModule):
         self.scheduler_factory = scheduler
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.interrupts = interrupts or Interrupts()
         self.best_val_acc: float | None = None
         self.metrics: dict[str, float] = {}
         self.training_tally = Tally()
         self.images_trained = 0
+        self.steps_in_epoch = 0
+        self.is_cut = False
         self.at_log_point = False
         self._evaluation_tallies: dict[str, Tally] = {}
         self._unread_steps: list[int] = []
         self._epoch_finished = False
         self._lr = math.nan
+        self._resumed: tuple[int, Tally] | None = None
+
+    def progress(self) -> dict[str, Any]:
+        """What training goes on with later, beside weights and optimizer; plain numbers.
+
+        Raises:
+            DivergenceError: nothing good can come of going on.
+        """
+        self.read_training_tally()
+        self.refuse_spoiled_weights()
+        tally = self.training_tally if self.steps_in_epoch > 0 else Tally()  # the next epoch begins its own
+        return {
+            "best_val_acc": self.best_val_acc,
+            "metrics": dict(self.metrics),
+            "images_trained": self.images_trained,
+            "steps_in_epoch": self.steps_in_epoch,
+            "loss_sum": tally.loss_sum,
+            "correct": tally.correct,
+            "images": tally.images,
+        }
+
+    def go_on_from(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` gave; before training starts."""
+        self.best_val_acc, self.metrics = progress["best_val_acc"], dict(progress["metrics"])
+        self.images_trained = progress["images_trained"]
+        tally = Tally(progress["loss_sum"], progress["correct"], progress["images"])
+        self._resumed = (progress["steps_in_epoch"], tally)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28): bytes 0–255, or floats in [0, 1]."""
@@ -139,13 +174,15 @@ class Classifier(pl.LightningModule):
             optimizer.step()
 
     def on_train_epoch_start(self) -> None:
-        self.training_tally, self._unread_steps, self._epoch_finished = Tally(), [], False
+        (self.steps_in_epoch, self.training_tally), self._resumed = self._resumed or (0, Tally()), None
+        self._unread_steps, self._epoch_finished = [], False
 
     def training_step(self, block: Block, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert scheduler is None or isinstance(scheduler, LRScheduler)
         step, last, images, bypassed = self.trainer.global_step, self.trainer.max_steps, 0, bypass.is_possible(self)
+        before, interrupts, alone = step, self.interrupts, self.trainer.world_size == 1
         for batch in block.batches():
             lr = optimizer.param_groups[0]["lr"]
             if bypassed:
@@ -167,9 +204,13 @@ class Classifier(pl.LightningModule):
             if step == last:
                 self.trainer.should_stop = True  # which also has the validation images evaluated
                 break
+            if alone and interrupts.received is not None:
+                break
         # Attributes of a module are set slowly: not at each step.
         self._lr = lr
         self.images_trained += images
+        self.steps_in_epoch += step - before
+        self.is_cut = step - before < len(block.sizes) and not self.trainer.should_stop
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         ends = self.trainer.is_last_batch or self.trainer.should_stop
         self.at_log_point = ends or 0 < every <= len(self._unread_steps)
@@ -225,14 +266,21 @@ class Classifier(pl.LightningModule):
             return
         self._epoch_finished = True
         self.read_training_tally()
-        # The last step of an epoch can spoil the weights after its own loss was still a number.
+        self.refuse_spoiled_weights()
+        self._publish_means("train", self.training_tally)
+        self.publish({"lr": float(self._lr)})
+
+    def refuse_spoiled_weights(self) -> None:
+        """A step can spoil the weights after its own loss was still a number.
+
+        Raises:
+            DivergenceError: a weight is not a finite number.
+        """
         if not all(torch.isfinite(parameter).all() for parameter in self.parameters()):
             raise DivergenceError(
                 f"the weights are not numbers any more after step {self.trainer.global_step}; try a smaller"
                 " optimizer.lr"
             )
-        self._publish_means("train", self.training_tally)
-        self.publish({"lr": float(self._lr)})
 
     def read_training_tally(self) -> None:
         """Bring `training_tally` up to date; on each device at the same step.

@@ -40,7 +40,9 @@ class Tally:
         loss_sums, logits, labels = (list(values) for values in zip(*self._unread, strict=True))
         losses: list[float] = torch.stack(loss_sums).tolist()
         right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
-        self.loss_sum += sum(losses)
+        # One after the other: the sum does not depend on how often it was read. (Python's sum() rounds otherwise.)
+        for loss in losses:
+            self.loss_sum += loss
         self.correct += int(right.sum())
         self.images += len(right)
         self._unread.clear()

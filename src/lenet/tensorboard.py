@@ -1,8 +1,9 @@
-"""A run's TensorBoard log: one event file, in the run's own folder."""
+"""A run's TensorBoard log: an event file in the run's own folder, and one more each time that the run is resumed."""
 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,9 +25,13 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.versions_pb2 import VersionDef
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.writer import FileWriter
 
-from lenet import events  # noqa: F401 - its checksums
+from lenet.events import PATTERN, EventFile, cut_back
 from lenet.summary import Stage
+
+log = logging.getLogger(__name__)
 
 FIGURE_TAGS = ("figure/train_loss", "figure/train_acc", "figure/held_out_acc")
 """The three curves of the tutorial's figure. Their steps are epochs."""
@@ -42,15 +49,89 @@ BINS = 30
 """Of a histogram: TensorBoard shows so many, whatever it is given."""
 
 
+class _FileWriter(FileWriter):
+    def __init__(self, events: EventFile) -> None:
+        self.event_writer = events
+
+
+class _Writer(SummaryWriter):
+    """Torch's, into an event file of ours."""
+
+    def __init__(self, events: EventFile) -> None:
+        self._own_writer = _FileWriter(events)
+        super().__init__(log_dir=str(events.path.parent))
+
+    def _get_file_writer(self) -> FileWriter:
+        return self._own_writer
+
+
 class RunLogger(TensorBoardLogger):
     """Writes into `folder` itself. Lightning's logger would begin a second event file when fitting ends and testing
     begins, and leave an empty hparams.yaml; this one stays open until `close`.
+
+    It also keeps each scalar, so that a run that is resumed can write its curves anew where event files are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Empty name and version: no folders below this one. An event reaches the disk within five seconds.
-        super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5)
+        super().__init__(folder, name="", version="", default_hp_metric=False)  # no folders below this one
+        self.folder = folder
         self._compares = False
+        self._scalars: list[tuple[str, float, int | None, float]] = []  # tag, value, step, time
+        self._before: list[dict[str, Any]] = []  # event files of the run before it was resumed
+        self._events: EventFile | None = None
+        self._writer_of_events: _Writer | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> _Writer:
+        """Torch's writer."""
+        if self._writer_of_events is None:
+            self._events = self._events or EventFile(self.folder)
+            self._writer_of_events = _Writer(self._events)
+        return self._writer_of_events
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars."""
+        for tag, value in metrics.items():
+            self.scalar(tag, float(value), step)
+
+    @rank_zero_only
+    def scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        """Log one scalar."""
+        now = time.time()
+        self._scalars.append((tag, value, step, now))
+        self.experiment.add_scalar(tag, value, step, now)
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs to go on from here."""
+        files = list(self._before)
+        if (now := self._events) is not None:
+            # A file that could not be written has lost events: none like it will be found.
+            files.append({"name": now.path.name, "size": now.size, "crc32c": -1 if now.failed else now.crc32c})
+        return {"files": files, "scalars": [list(each) for each in self._scalars], "compares": self._compares}
+
+    def resume(self, state: Mapping[str, Any] | None, next_step: int) -> bool:
+        """Go on from a state, before anything is logged: what was logged after it is removed. None is the beginning.
+
+        Returns:
+            Whether the events before are still there. If not, their scalars are written anew.
+        """
+        files, scalars = (state["files"], state["scalars"]) if state is not None else ([], [])
+        self._scalars = [(tag, value, step, when) for tag, value, step, when in scalars]
+        whole = cut_back(self.folder, files)
+        if whole:
+            self._before = list(files)
+            self._compares = bool(state and state["compares"])
+        else:
+            log.warning("%s: event files are damaged; curves are written anew, earlier pictures are lost", self.folder)
+            for path in self.folder.glob(PATTERN):
+                path.replace(path.with_name(f"damaged.{path.name.partition('tfevents.')[2]}"))
+        self._events = EventFile(self.folder, next_step if self._before else None)
+        if not whole:
+            for tag, value, step, when in self._scalars:
+                self.experiment.add_scalar(tag, value, step, when)
+        return whole and bool(files)
 
     def describe(self, config: str, stages: Sequence[Stage]) -> None:
         """Log the configuration (as YAML) and the network's graph."""
@@ -95,7 +176,7 @@ class RunLogger(TensorBoardLogger):
         if metrics is not None:
             for tag, sources in FINAL_TAGS.items():
                 measured = [value for name in sources if (value := metrics.get(name)) is not None]
-                self.experiment.add_scalar(tag, measured[0] if measured else math.nan)
+                self.scalar(tag, measured[0] if measured else math.nan)
         status = api_pb2.STATUS_SUCCESS if metrics is not None else api_pb2.STATUS_FAILURE
         end = SessionEndInfo(status=status, end_time_secs=time.time())
         self._tell_hparams(metadata.SESSION_END_INFO_TAG, session_end_info=end)
@@ -134,17 +215,16 @@ class RunLogger(TensorBoardLogger):
         )
 
     def save(self) -> None:
-        """Bring everything to the disk."""
-        self.experiment.flush()
+        """Events are on the disk already; Lightning's own would write an hparams.yaml."""
 
     def finalize(self, status: str) -> None:
-        """Called at the end of fitting and of testing."""
-        self.save()
+        """Called at the end of fitting and of testing, which is not yet the end."""
 
     def close(self) -> None:
         """Call when the run is over, however it ended."""
         self.finish_comparison(None)
-        self.experiment.close()
+        if self._events is not None:
+            self._events.close()
 
     @property
     def _writer(self) -> Any:

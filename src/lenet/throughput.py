@@ -13,10 +13,14 @@ from lenet.module import Classifier
 
 
 class Stopwatch:
-    """Adds up wall time; can be stopped and started again, or runs while a `with` block does."""
+    """Adds up wall time; can be stopped and started again, or runs while a `with` block does.
 
-    def __init__(self) -> None:
-        self._elapsed = 0.0
+    Args:
+        seconds: what it shows at first.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._elapsed = seconds
         self._started: float | None = None
 
     @property
@@ -62,6 +66,20 @@ class Throughput(pl.Callback):
         """Since the last epoch's end."""
         seconds = self.stopwatch.seconds - self._last_seconds
         return (self.images - self._last_images) / seconds if seconds > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is resumed goes on with."""
+        return {
+            "seconds": self.stopwatch.seconds,
+            "images": self.images,
+            "last_seconds": self._last_seconds,
+            "last_images": self._last_images,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with that."""
+        self.stopwatch, self.images = Stopwatch(state_dict["seconds"]), state_dict["images"]
+        self._last_seconds, self._last_images = state_dict["last_seconds"], state_dict["last_images"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]

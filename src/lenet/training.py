@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lenet import lean  # isort: skip  # noqa: F401 - before Lightning is loaded below
 
+import contextlib
 import copy
 import logging
 import platform
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +25,20 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lenet import preflight
-from lenet.checkpoints import checkpoint_callbacks, in_background
+from lenet import checkpoints, preflight, provenance
+from lenet.checkpoints import Checkpoints, Saved
 from lenet.config import Settings, read_settings
 from lenet.dashboard import Dashboard
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError
 from lenet.files import write_json
 from lenet.hyperparameters import FOREMOST, hyperparameters
+from lenet.interrupts import Interrupted, Interrupts, Leave, raise_at_once
 from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
 from lenet.progress import Progress
+from lenet.resume import refuse_another
 from lenet.summary import stages, table
 from lenet.tensorboard import RunLogger
 from lenet.throughput import Throughput
@@ -95,7 +99,7 @@ def run(
     """Train, evaluate, and leave the run's files in `folder`; with these callbacks besides its own.
 
     Args:
-        settings: of the run.
+        settings: of the run. With `resume`, the run goes on from the last checkpoint in the folder, if there is one.
         folder: exists, and belongs to this run alone.
         callbacks: more of them.
         introduce: show the network's stages at the start; the later jobs of a sweep leave that out.
@@ -104,60 +108,103 @@ def run(
         What metrics.json holds.
 
     Raises:
-        UserError: training diverged.
-        KeyboardInterrupt: the user pressed Ctrl-C; says what is left.
+        UserError: training diverged, or the run's files cannot be read or written.
+        Interrupted: a signal asked the run to end; says what is left.
     """
     _quiet_libraries()
     keep_freed_memory()
     pl.seed_everything(settings.seed, verbose=False)
+    saved = _saved(settings, folder) if settings.resume is not None else None
     data = build_data(settings)
-    throughput = Throughput()
-    checkpoints = folder / "checkpoints"
-    logger = RunLogger(folder)
+    if saved is not None:
+        data.start = saved.place
+    throughput, interrupts, logger = Throughput(), Interrupts(), RunLogger(folder)
     dashboard = [Dashboard(logger, folder, data.classes)] if settings.dashboard == "full" else []
+    keeper = Checkpoints(
+        folder, settings.plain, settings.checkpoint.every_seconds, interrupts, logger, [throughput, *dashboard], saved
+    )
     trainer = _trainer(
         settings,
         gradient_clip_val=None,  # the classifier steps the optimizer, and clips
         gradient_clip_algorithm=None,
         logger=logger,
-        callbacks=[
-            throughput,
-            Progress(throughput),
-            *dashboard,
-            *checkpoint_callbacks(checkpoints, settings.data.val_size),
-            *callbacks,
-        ],
-        plugins=[in_background()],
+        callbacks=[throughput, Progress(throughput), *dashboard, keeper, *callbacks],
+        plugins=[keeper.plugin],
         default_root_dir=folder,
     )
     if not trainer.is_global_zero:
         logging.disable()  # one process speaks for all
-    classifier = build_classifier(settings, trainer.strategy.root_device)
-    if trainer.is_global_zero:
-        _describe(folder, settings, classifier, logger, introduce)
-
+    classifier = build_classifier(settings, trainer.strategy.root_device, interrupts)
     try:
+        if trainer.is_global_zero:
+            provenance.write(folder, settings.plain)
+            (folder / checkpoints.FOLDER).mkdir(exist_ok=True)
+            events = saved.progress["events"] if saved is not None else None
+            with saved.looked_at() if saved is not None else contextlib.nullcontext():
+                goes_on = logger.resume(events, saved.progress["global_step"] + 1 if saved is not None else 0)
+            _describe(folder, settings, classifier, None if goes_on else logger, introduce, saved)
         with objects_set_aside():
             trainer.fit(classifier, datamodule=data)
+            raise_at_once()  # the last checkpoint has all that training gave
             if not settings.test_every_epoch:
                 trainer.test(classifier, datamodule=data, verbose=False)
         result = _result(settings, classifier, trainer, throughput)
         result["dashboard_seconds"] = sum(each.stopwatch.seconds for each in dashboard)
+        result["checkpoint_seconds"] = keeper.stopwatch.seconds
         logger.finish_comparison(result)
+        if trainer.is_global_zero:
+            write_json(folder / "metrics.json", result)
     except DivergenceError as error:
-        raise UserError(f"{error}; {_what_is_left(checkpoints)}") from None
-    except SystemExit:
-        # What Lightning makes of Ctrl-C once it has closed the files.
-        raise KeyboardInterrupt(_what_is_left(checkpoints)) from None
+        last = folder / checkpoints.FOLDER / checkpoints.LAST
+        left = f"the last good weights are in {last}" if last.exists() else "no checkpoint was written"
+        raise UserError(f"{error}; {left}") from None
+    except Leave as leave:
+        raise Interrupted(
+            leave.args[0], f"python train.py resume={folder} goes on after step {trainer.global_step}"
+        ) from None
+    except SystemExit as error:
+        # What Lightning makes of a signal outside of training, once it has closed the files.
+        signum = getattr(error.__context__, "signum", signal.SIGINT)
+        raise Interrupted(signum, _what_is_left(folder)) from None
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or let it be written, and"
+            f" python train.py resume={folder} goes on"
+        ) from None
     finally:
         logger.close()
+        raise_at_once()
 
     if trainer.is_global_zero:
-        write_json(folder / "metrics.json", result)
         loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
         log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
         log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
     return result
+
+
+def _saved(settings: Settings, folder: Path) -> Saved | None:
+    """The checkpoint to go on from; None if the run was ended before it had one, and begins anew.
+
+    Raises:
+        UserError: there is none that this run can go on from.
+    """
+    saved = checkpoints.find(folder)
+    then = provenance.read(folder)["versions"]
+    for name, version in provenance.versions().items():
+        if name in ("torch", "numpy", "lightning") and then.get(name) != version:
+            log.warning(
+                "The run was begun with %s %s, and goes on with %s: not bit for bit", name, then.get(name), version
+            )
+    if saved is None:
+        return None
+    checkpoints.refuse_damaged_best(folder)
+    refuse_another(saved.settings, settings.plain, saved.path)
+    if settings.trainer.max_epochs < saved.place[0]:
+        raise UserError(
+            f"trainer.max_epochs={settings.trainer.max_epochs}: the run has done {saved.place[0]} epochs already; name"
+            " more"
+        )
+    return saved
 
 
 def build_data(settings: Settings) -> ImageDataModule:
@@ -173,7 +220,7 @@ def build_data(settings: Settings) -> ImageDataModule:
     return data
 
 
-def build_classifier(settings: Settings, device: torch.device) -> Classifier:
+def build_classifier(settings: Settings, device: torch.device, interrupts: Interrupts | None = None) -> Classifier:
     """The module of a configuration, to be trained on that device; its weights drawn anew."""
     net: nn.Sequential = instantiate(settings.section("model"), _convert_="all")
     xavier_uniform_(net)
@@ -182,7 +229,7 @@ def build_classifier(settings: Settings, device: torch.device) -> Classifier:
     clipping = {name: value for name, value in settings.section("trainer").items() if name.startswith("gradient_clip_")}
     # What kernels are made for; elsewhere there is no need to compile them.
     fuse = settings.fuse and settings.precision == "float32" and device.type == "cpu"
-    return Classifier(net, optimizer, scheduler, fuse, **clipping)
+    return Classifier(net, optimizer, scheduler, fuse, **clipping, interrupts=interrupts)
 
 
 def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
@@ -191,6 +238,7 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         "enable_model_summary": False,  # lenet.summary says more
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # lenet.data gives each device its share
+        "deterministic": True if settings.deterministic else None,
         "precision": {"float32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
     }
     device = settings.section("device")
@@ -204,23 +252,37 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
 
 
-def _describe(folder: Path, settings: Settings, classifier: Classifier, logger: RunLogger, introduce: bool) -> None:
-    """Say at the start what is trained and where, here and in TensorBoard."""
+def _describe(
+    folder: Path,
+    settings: Settings,
+    classifier: Classifier,
+    logger: RunLogger | None,
+    introduce: bool,
+    saved: Saved | None,
+) -> None:
+    """Say at the start what is trained and where, here and in TensorBoard, if that has not been told yet."""
     # A copy, so that looking at the network leaves no trace in it (in a normalisation's statistics, say).
     net = copy.deepcopy(classifier.net).eval()
     assert isinstance(net, nn.Sequential)
     rows = stages(net)
-    if introduce:
-        log.info("%s", table(rows))
-    log.info("Run folder: %s", folder)
-    logger.describe(OmegaConf.to_yaml(settings.model_dump(by_alias=True)), rows)
-    if settings.dashboard == "full":
-        logger.begin_comparison(hyperparameters(settings), FOREMOST)
+    if settings.resume is None:
+        if introduce:
+            log.info("%s", table(rows))
+        log.info("Run folder: %s", folder)
+    elif saved is not None:
+        log.info("Run folder: %s (goes on after step %d)", folder, saved.progress["global_step"])
+    else:
+        log.info("Run folder: %s (has no checkpoint yet, and begins anew)", folder)
+    if logger is not None:
+        logger.describe(OmegaConf.to_yaml(settings.plain), rows)
+        if settings.dashboard == "full":
+            logger.begin_comparison(hyperparameters(settings), FOREMOST)
 
 
-def _what_is_left(checkpoints: Path) -> str:
-    last = checkpoints / "last.ckpt"
-    return f"the last finished epoch is in {last}" if last.exists() else "no epoch was finished: no checkpoint"
+def _what_is_left(folder: Path) -> str:
+    if (folder / checkpoints.FOLDER / checkpoints.LAST).exists():
+        return f"python train.py resume={folder} goes on from the last checkpoint"
+    return "no checkpoint was written"
 
 
 def _result(
@@ -265,5 +327,7 @@ def _quiet_libraries() -> None:
         "Total length of `list` across ranks is zero",  # data.val_size=0: nothing to validate on is what was asked for
         "GPU available but not used",  # the user said device=cpu
         "Checkpoint directory .* exists and is not empty",  # hydra.run.dir is checked before
+        "You're resuming from a checkpoint that ended before the epoch ended",  # lenet.data goes on where it was
+        "Detected call of `lr_scheduler.step\\(\\)` before",  # the steps were taken before the run was resumed
     ):
         warnings.filterwarnings("ignore", f".*{advice}")

@@ -1,0 +1,89 @@
+"""A checkpoint's file: what torch.save writes, which is a zip archive, with its SHA-256 as the archive's comment.
+
+So a checkpoint can be loaded with torch.load as ever, and a damaged one is told from a whole one. Nothing in the file
+is executed, and nothing of it is unpacked: an archive with compressed members is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenet.errors import UserError
+
+MOST_BYTES = 256 << 20
+"""A checkpoint of LeNet has less than a million bytes; the measures of a very long run may be added to that."""
+
+_PREFIX = b"sha256:"
+_COMMENT_SIZE = len(_PREFIX) + 64
+_END_RECORD, _END_RECORD_SIZE = b"PK\x05\x06", 22
+"""A zip archive without a comment ends with a record of this size; its last two bytes are the comment's length."""
+
+
+class DamagedError(UserError):
+    """The file is not as it was written: cut off, or altered."""
+
+
+def encode(checkpoint: dict[str, Any]) -> bytes:
+    """The file's content."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    content = bytearray(buffer.getbuffer())
+    assert content[-_END_RECORD_SIZE:].startswith(_END_RECORD)
+    content[-2:] = _COMMENT_SIZE.to_bytes(2, "little")
+    return bytes(content) + _PREFIX + hashlib.sha256(content).hexdigest().encode()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint in a file, if it is whole and holds tensors and plain values alone.
+
+    Raises:
+        DamagedError: the checksum is missing or wrong.
+        UserError: it cannot be read, or is something else than a checkpoint; whoever wrote it made it so.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UserError(f"{path}: has {size:,} bytes, and a checkpoint at most {MOST_BYTES:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    archive, comment = content[:-_COMMENT_SIZE], content[-_COMMENT_SIZE:]
+    if comment != _PREFIX + hashlib.sha256(archive).hexdigest().encode():
+        raise DamagedError(f"{path}: is damaged: its checksum is not that of its content")
+    try:
+        members = zipfile.ZipFile(io.BytesIO(content)).infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > size for member in members):
+            raise UserError(f"{path}: is no checkpoint: parts of it are compressed, and could be of any size")
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the loader makes of what somebody has put together
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: is no checkpoint that can be loaded safely ({reason})") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: is no checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def refuse_not_finite(path: Path, values: Any, name: str = "") -> None:
+    """Refuse a checkpoint with a tensor or number that is not finite.
+
+    Raises:
+        UserError: names the first one.
+    """
+    match values:
+        case dict():
+            for key, value in values.items():
+                refuse_not_finite(path, value, f"{name}.{key}".lstrip("."))
+        case list() | tuple():
+            for number, value in enumerate(values):
+                refuse_not_finite(path, value, f"{name}.{number}")
+        case Tensor() | float() if not torch.isfinite(torch.as_tensor(values)).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; nothing can be trained from there")

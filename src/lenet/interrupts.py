@@ -1,0 +1,67 @@
+"""Signals that ask a run to end: it finishes its step and saves, instead of ending wherever it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+def signals() -> list[signal.Signals]:
+    """Those that ask a run to end. Under SLURM a job may also have chosen a signal that comes before its end."""
+    names = ["SIGINT", "SIGTERM"] + ["SIGUSR1", "SIGUSR2"] * ("SLURM_JOB_ID" in os.environ)
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The program was asked to end, and says what is left.
+
+    Attributes:
+        signum: the signal; Ctrl-C is SIGINT.
+    """
+
+    def __init__(self, signum: int, *words: str) -> None:
+        super().__init__(*words)
+        self.signum = signum
+
+
+class Leave(BaseException):
+    """Ends Lightning's loops when all is saved. (Of a KeyboardInterrupt Lightning would make an exit status of 1.)"""
+
+
+class Interrupts:
+    """Notes the first signal, from `listen` on; a Ctrl-C after it ends the program at once.
+
+    Attributes:
+        received: the signal; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def listen(self) -> None:
+        """Take the signals, which whoever had them before gets back from `raise_at_once` alone."""
+        _handle(self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        self.received = self.received or signum
+
+
+def raise_at_once() -> None:
+    """Let the signals raise Interrupted wherever the program is: before there is something to save, and after."""
+    _handle(_raise)
+
+
+def _raise(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # Python allows no other
+        for each in signals():
+            signal.signal(each, handler)

@@ -1,0 +1,49 @@
+"""Whether two runs gave the same, bit for bit: weights, measures and curves; but not how long they took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lenet import checkpoint_file, checkpoints, events
+
+TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
+"""What differs from run to run."""
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """What differs between the runs in two folders; empty if they gave the same.
+
+    Raises:
+        UserError, OSError: a run has not ended, or its files are damaged.
+    """
+    found = []
+    for name in (checkpoints.LAST, checkpoints.BEST):
+        paths = [folder / checkpoints.FOLDER / name for folder in (run, other)]
+        if len({path.exists() for path in paths}) == 2:
+            found.append(f"{name}: one has it, the other does not")
+        elif paths[0].exists():
+            ours, theirs = (checkpoint_file.read(path)["state_dict"] for path in paths)
+            found += [f"{name}: {key}" for key in ours if not torch.equal(ours[key], theirs[key])]
+    ours, theirs = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (run, other))
+    found += [f"metrics.json: {key}" for key in ours.keys() | theirs.keys() if not _same(key, ours, theirs)]
+    ours, theirs = scalars(run), scalars(other)
+    for tag in ours.keys() | theirs.keys():
+        if tag in TIMINGS:  # at the same steps, all the same
+            ours[tag], theirs[tag] = ([step for step, _ in each.get(tag, [])] for each in (ours, theirs))
+        if repr(ours.get(tag)) != repr(theirs.get(tag)):  # NaN is like NaN
+            found.append(f"curve {tag}")
+    return found
+
+
+def scalars(folder: Path) -> dict[str, list[Any]]:
+    """By tag, the steps and values in a run's event files."""
+    read = events.read(folder)
+    return {tag: [(each.step, each.value) for each in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def _same(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return key in TIMINGS or (key in ours and key in theirs and ours[key] == theirs[key])

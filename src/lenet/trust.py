@@ -1,0 +1,145 @@
+"""What Hydra's own section of a configuration may say, whoever wrote it: an override, a file, a stranger's experiment.
+
+Hydra instantiates what `hydra.callbacks`, `hydra.launcher` and `hydra.sweeper` name, and hands `hydra.job_logging` to
+Python, which calls what it names. So each configuration is looked at when it is composed, before anything is done with
+it. (lenet.config has the rules for all other sections.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
+
+from lenet.errors import UserError
+
+TARGETS = {
+    "hydra.callbacks.preflight": {"lenet.cli.Preflight"},
+    "hydra.sweeper": {
+        "hydra_plugins.lenet_sweeps.Grid",
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    },
+    "hydra.launcher": {
+        "hydra_plugins.lenet_sweeps.InTurn",
+        "hydra_plugins.lenet_sweeps.SideBySide",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    },
+}
+"""The classes that each key may name."""
+
+COMMANDS = ("python", "setup", "srun_args", "additional_parameters")
+"""What the launcher of a cluster would put into a shell script."""
+
+LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
+LOGGING = {"version", "formatters", "handlers", "root", "loggers", "disable_existing_loggers"}
+HANDLER = {"class", "formatter", "stream", "filename", "delay", "level", "mode"}
+HANDLER_CLASSES = {"logging.StreamHandler", "logging.FileHandler"}
+STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
+
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
+
+
+def guard() -> None:
+    """From now on, each configuration that Hydra composes in this process is looked at first."""
+    compose = ConfigLoaderImpl.load_configuration
+    if not hasattr(compose, "__wrapped__"):
+        ConfigLoaderImpl.load_configuration = _looked_at(compose)  # type: ignore[method-assign]
+    OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
+
+
+def check(section: dict[str, Any]) -> None:
+    """Refuse what could start a program, or write elsewhere than in the run's folder.
+
+    Args:
+        section: Hydra's own, not resolved.
+
+    Raises:
+        UserError: names the key and its value.
+    """
+    for key, value in _parts(section, "hydra"):
+        owner, _, name = key.rpartition(".")
+        if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
+            raise _refused(key, value, "only the program's own classes are (launcher=processes and the like name them)")
+    if others := set(section.get("callbacks") or {}) - {"preflight"}:
+        raise _refused(f"hydra.callbacks.{min(others)}", "…", "there are no others than the program's own")
+    for name in ("job_logging", "hydra_logging"):
+        _check_logging(f"hydra.{name}", section.get(name) or {})
+    _check_launcher(section.get("launcher") or {})
+    job, sweep = section.get("job") or {}, section.get("sweep") or {}
+    for key, value in (("hydra.job.name", job.get("name")), ("hydra.sweep.subdir", sweep.get("subdir"))):
+        if not (value in ("???", None, "${hydra.job.num}") or PLAIN_NAME.fullmatch(str(value))):
+            raise _refused(key, value, "should be a plain name, without folders")
+    if section.get("output_subdir") not in (".hydra", None):
+        raise _refused("hydra.output_subdir", section["output_subdir"], "should be .hydra or null")
+    for name in ("env_set", "env_copy"):
+        if job.get(name):
+            raise _refused(f"hydra.job.{name}", job[name], "set the environment in the shell")
+    if section.get("searchpath"):
+        raise _refused("hydra.searchpath", section["searchpath"], "use --config-dir")
+
+
+def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    @wraps(compose)
+    def load_configuration(*arguments: Any, **named: Any) -> DictConfig:
+        config = compose(*arguments, **named)
+        if "hydra" in config:
+            section = OmegaConf.to_container(config.hydra, resolve=False)
+            assert isinstance(section, dict)
+            check({str(key): value for key, value in section.items()})
+        return config
+
+    return load_configuration
+
+
+def _check_logging(key: str, logging: Any) -> None:
+    for inner, value in _parts(logging, key):
+        if inner.rpartition(".")[2] == "filename" and value != LOG_FILE:
+            raise _refused(inner, value, f"should be {LOG_FILE}")
+        if isinstance(value, str) and "://" in value and value not in STREAMS:
+            raise _refused(inner, value, f"choose from {', '.join(sorted(STREAMS))}")
+        if inner.endswith(".class") and value not in HANDLER_CLASSES:
+            raise _refused(inner, value, f"choose from {', '.join(sorted(HANDLER_CLASSES))}")
+    known = {"": LOGGING, "handlers": HANDLER, "formatters": {"format", "datefmt"}}
+    for name, keys in known.items():
+        sections = (logging.get(name) or {}).values() if name else [logging]
+        for section in sections:
+            if unknown := set(section) - keys:
+                raise _refused(f"{key}.{name}.{min(unknown)}".replace("..", "."), "…", "is not among what logs need")
+
+
+def _check_launcher(launcher: dict[str, Any]) -> None:
+    for name in COMMANDS:
+        if launcher.get(name):
+            raise _refused(f"hydra.launcher.{name}", launcher[name], "prepare the shell that starts the sweep instead")
+    folder = launcher.get("submitit_folder", "${hydra.sweep.dir}/.submitit/%j")
+    if folder != "${hydra.sweep.dir}/.submitit/%j":
+        raise _refused("hydra.launcher.submitit_folder", folder, "jobs are kept in the sweep's folder")
+    for key, value in _parts(launcher, "hydra.launcher"):
+        if isinstance(value, str) and len(value.splitlines()) > 1:
+            raise _refused(key, repr(value), "should be one line")
+
+
+def _parts(value: Any, key: str) -> list[tuple[str, Any]]:
+    """All that is in nested dicts and lists, with its full key."""
+    if isinstance(value, dict):
+        return [part for name, inner in value.items() for part in _parts(inner, f"{key}.{name}")]
+    if isinstance(value, list):
+        return [part for number, inner in enumerate(value) for part in _parts(inner, f"{key}.{number}")]
+    return [(key, value)]
+
+
+def _refused(key: str, value: object, remedy: str) -> UserError:
+    return UserError(f"{key}={value}: not allowed here; {remedy}")
+
+
+def _no_environment(name: str, *_: str) -> str:
+    # What is in the environment may be a secret, and what is in a configuration is logged, and kept with the run.
+    raise UserError(
+        f"${{oc.env:{name}}}: a configuration does not read the environment; let the shell do it: KEY=${name}"
+    )
