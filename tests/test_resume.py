@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lenet import interrupts, provenance
+from lenet import checkpoint_file, checkpoints, events, interrupts, provenance
 from lenet.cli import compose_settings
+from lenet.errors import UserError
 from lenet.interrupts import Interrupted
 from lenet.module import Classifier
-from lenet.sameness import differences
+from lenet.sameness import differences, scalars
 from lenet.training import run
 from tests.conftest import PROJECT
 
@@ -117,3 +122,192 @@ def test_a_run_that_was_killed_goes_on_from_what_was_saved(
             (resume if number else start)(tmp_path / "killed", *variant)
     resume(tmp_path / "killed", *variant)
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs that goes on to three; its folder is to be copied."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    before = {each: signal.getsignal(each) for each in interrupts.signals()}
+    start(folder, "dashboard=full", "trainer.max_epochs=2")
+    for each, handler in before.items():
+        signal.signal(each, handler)
+    (folder / "metrics.json").unlink()
+    settings = provenance.read(folder)["settings"]
+    settings["trainer"]["max_epochs"] = 3
+    provenance.write(folder, settings)
+    return folder
+
+
+@pytest.fixture
+def copy(half: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(half, folder)
+    return folder
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def flip(path: Path, place: int = 1000) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A checkpoint that was changed by somebody who knows how: its checksum is right."""
+    content = checkpoint_file.read(path)
+    change(content)
+    path.write_bytes(checkpoint_file.encode(content))
+
+
+def test_a_damaged_last_checkpoint_is_reported_and_the_one_before_used(
+    half: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip(last(copy))
+    resume(copy)
+    reported = [line for line in caplog.messages if "last.ckpt: is damaged" in line]
+    assert len(reported) == 1
+    assert "previous.ckpt is used instead, of step 14" in reported[0]
+    again = half.parent / "again"
+    shutil.copytree(half, again)
+    resume(again)
+    assert differences(again, copy) == []
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_touched(copy: Path) -> None:
+    for path in (last(copy), last(copy).with_name("previous.ckpt")):
+        flip(path)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"last.ckpt: is damaged.*previous.ckpt: is damaged.*start it anew"):
+        resume(copy)
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_best_checkpoint_is_not_passed_over(copy: Path) -> None:
+    flip(last(copy).with_name("best.ckpt"))
+    with pytest.raises(UserError, match=r"best.ckpt: is damaged.*delete the file to go on without"):
+        resume(copy)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "removed"])
+def test_curves_are_written_anew_where_event_files_are_damaged(
+    copy: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = copy.glob("events.out.tfevents.*")
+    before = {tag: values for tag, values in scalars(copy).items() if not tag.startswith(("final/", "test/"))}
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        os.truncate(path, 500)
+    else:
+        flip(path)
+    resume(copy)
+    assert any("event files are damaged" in line for line in caplog.messages)
+    after = scalars(copy)
+    assert before.keys() <= after.keys()
+    assert all(after[tag][: len(values)] == values for tag, values in before.items())
+    assert len(after["val/acc"]) == 3
+
+
+def spoil_weights(content: dict[str, Any]) -> None:
+    content["state_dict"]["net.fc3.bias"][0] = float("nan")
+
+
+def spoil_optimizer(content: dict[str, Any]) -> None:
+    content["optimizer_states"][0]["param_groups"][0]["momentum"] = 0.5
+
+
+def spoil_model(content: dict[str, Any]) -> None:
+    content["state_dict"]["net.fc3.bias"] = torch.zeros(11)
+
+
+def spoil_settings(content: dict[str, Any]) -> None:
+    settings = json.loads(content["lenet"]["settings"])
+    settings["optimizer"]["lr"] = 0.5
+    content["lenet"]["settings"] = json.dumps(settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil_weights, r"state_dict.net.fc3.bias holds numbers that are not finite"),
+        (spoil_model, "another model"),
+        (spoil_optimizer, r"another optimizer.*momentum"),
+        (spoil_settings, r"optimizer.lr=0.5, and run.json says 0.9"),
+        (lambda content: content.pop("lenet"), "no checkpoint of a run"),
+        (lambda content: content["lenet"].pop("global_step"), "no checkpoint of a run"),
+        (lambda content: content["lenet"]["random"].update(torch="x"), "no checkpoint of a run"),
+        (lambda content: content["lenet"]["events"].update(files=[7]), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(callbacks={"Throughput": []}), "no checkpoint of a run"),
+    ],
+)
+def test_a_checkpoint_that_was_tampered_with_is_refused_in_one_line(
+    copy: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    rewrite(last(copy), change)
+    with pytest.raises(UserError, match=message) as refused:
+        resume(copy)
+    assert str(last(copy)) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
+    tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        at_step(20, lambda: patched.setattr(checkpoints, "write_whole", full_disk))
+        with pytest.raises(UserError) as ended:
+            start(tmp_path / "full")
+    line = f"last.ckpt: cannot be written ({os.strerror(errno.ENOSPC)}); the last good checkpoint, of step 14, is whole"
+    assert line in str(ended.value)
+    resume(tmp_path / "full")
+    assert differences(tmp_path / "whole", tmp_path / "full") == []
+
+
+def test_a_folder_that_is_removed_under_a_run(
+    tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None]
+) -> None:
+    at_step(20, lambda: shutil.rmtree(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"gone.*cannot be written \(No such file or directory\)"):
+        start(tmp_path / "gone")
+
+
+def test_tensorboard_that_cannot_write_ends_no_run(
+    tmp_path: Path,
+    at_step: Callable[[int, Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start(tmp_path / "whole")
+    at_step(20, lambda: monkeypatch.setattr(events.EventFile, "_put", full_disk))
+    start(tmp_path / "deaf")
+    assert len([line for line in caplog.messages if "goes on without TensorBoard" in line]) == 1
+    names = [each for each in differences(tmp_path / "whole", tmp_path / "deaf") if not each.startswith("curve")]
+    assert names == []
+
+
+def test_a_longer_run_has_the_schedule_of_its_length(tmp_path: Path) -> None:
+    start(tmp_path / "run", "scheduler=cosine", "trainer.max_epochs=1")
+    settings = provenance.read(tmp_path / "run")["settings"]
+    settings["trainer"]["max_epochs"] = 3
+    composed = compose_settings(PROJECT, *SMALL)
+    run(composed.model_validate({**settings, "resume": "yes"}), tmp_path / "run")
+    start(tmp_path / "long", "scheduler=cosine", "trainer.max_epochs=3")
+    rates = [dict(scalars(tmp_path / name)["lr"]) for name in ("run", "long")]
+    assert rates[0][42] == rates[1][42]
+    assert rates[0][28] == rates[1][28]
+
+
+def test_fewer_epochs_than_are_done_are_refused(copy: Path) -> None:
+    settings = provenance.read(copy)["settings"]
+    settings["trainer"]["max_epochs"] = 1
+    with pytest.raises(UserError, match=r"trainer.max_epochs=1: the run has done 2 epochs already"):
+        run(compose_settings(PROJECT, *SMALL).model_validate({**settings, "resume": "yes"}), copy)

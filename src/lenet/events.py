@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -80,13 +81,16 @@ class EventFile:
         if self.failed:
             return
         try:
-            if self._stream.write(content) != len(content):
-                raise OSError(28, "No space left on device")
+            self._put(content)
         except OSError as error:
             self._fail(error)
             return
         self.size += len(content)
         self.crc32c = google_crc32c.extend(self.crc32c, content)
+
+    def _put(self, content: bytes) -> None:
+        if self._stream.write(content) != len(content):  # what there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
         """Nothing is held back."""

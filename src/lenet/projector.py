@@ -26,7 +26,7 @@ def write_embedding(folder: Path, points: Array, images: Array, labels: Sequence
     are made once, and put together as bytes of equal length.
     """
     place = folder / FOLDER
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     unit = max(float(np.abs(points).max()), 1e-9) / 2000
     texts = [f"{number * unit:.4g}" for number in range(-2000, 2001)]
     length = max(map(len, texts)) + 1
