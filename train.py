@@ -1,5 +1,7 @@
 """Train LeNet on Fashion-MNIST: `python train.py model=lenet`; `python train.py --help` shows what can be set."""
 
+from lenet import startup  # isort: skip  # noqa: F401 - before what takes long to load
+
 from pathlib import Path
 
 import hydra

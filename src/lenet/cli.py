@@ -239,4 +239,5 @@ def _exit(line: str, status: int) -> None:
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):
                 handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None))
+    logging.disable()  # that was the last word; a library that was interrupted while it loads has its own at exit
     sys.exit(status)

@@ -44,7 +44,7 @@ class Interrupts:
 
     def listen(self) -> None:
         """Take the signals, which whoever had them before gets back from `raise_at_once` alone."""
-        _handle(self._note)
+        handle(self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
@@ -54,14 +54,15 @@ class Interrupts:
 
 def raise_at_once() -> None:
     """Let the signals raise Interrupted wherever the program is: before there is something to save, and after."""
-    _handle(_raise)
+    handle(_raise)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     raise Interrupted(signum)
 
 
-def _handle(handler: Callable[[int, FrameType | None], Any]) -> None:
+def handle(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Let it take the signals, from now on."""
     if threading.current_thread() is threading.main_thread():  # Python allows no other
         for each in signals():
             signal.signal(each, handler)

@@ -1,0 +1,21 @@
+"""Importing this first lets a signal end the program without a traceback while everything else is loaded.
+
+Loading takes seconds, and there is nothing to save meanwhile. `lenet.cli` and training take the signals over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from lenet.interrupts import handle
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    what = b"interrupted\n" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}\n".encode()
+    os.write(2, what)
+    os._exit(128 + signum)
+
+
+handle(_end)
