@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from lenet import cli
+from lenet.interrupts import saying
 from lenet.search_space import read_search
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,8 +39,8 @@ def main() -> None:
         study = Study(search, lambda *more: cli.compose_settings(PROJECT, *more), common)
         try:
             study.work()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on with the study") from None
+        except KeyboardInterrupt as interrupt:
+            raise saying(interrupt, "the same command goes on with the study") from None
         print(study.report())
 
 

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, open_dict
 from lenet import folders, preflight, sweep
 from lenet.config import read_settings
 from lenet.errors import UserError
+from lenet.interrupts import saying
 from lenet.isolation import ProcessDiedError, begin_in_fork, call_in_fork
 from lenet.sweep import Job, Sweep
 
@@ -86,9 +87,13 @@ class Grid(Sweeper):
     def _planned(self, number: int, words: Sequence[str]) -> tuple[Job, DictConfig]:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
         settings = read_settings(config)
+        if settings.resume is not None:
+            raise UserError(
+                f"resume={settings.resume}: goes on with one run, without -m; a sweep goes on with sweep.resume=FOLDER"
+            )
         preflight.check(settings)
         preflight.check_one_device(settings, "a sweep (-m) runs on one device; start such runs one by one")
-        plain = settings.model_dump(by_alias=True, exclude={"sweep"})
+        plain = settings.model_dump(by_alias=True, exclude={"sweep", "resume"})
         return Job(number, tuple(words), json.loads(json.dumps(plain))), config
 
     def _planned_if_right(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[Job, DictConfig]] | None:
@@ -124,10 +129,10 @@ class Grid(Sweeper):
             if left:
                 words = [[*job.overrides, f"{SUBDIR}{job.number}"] for job in left]
                 self.launcher.launch(words, initial_job_idx=0)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if still := whole.left():
                 done = len(whole.jobs) - len(still)
-                raise KeyboardInterrupt(f"jobs done: {done} of {len(whole.jobs)}; {remedy}") from None
+                raise saying(interrupt, f"jobs done: {done} of {len(whole.jobs)}; {remedy}") from None
         if len(whole.left()) < len(whole.jobs):
             board = Leaderboard(whole)
             log.info("%s\n%s", board, board.save())

@@ -28,6 +28,11 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+def saying(interrupt: KeyboardInterrupt, words: str) -> Interrupted:
+    """The same interrupt, which says what is left."""
+    return Interrupted(getattr(interrupt, "signum", signal.SIGINT), words)
+
+
 class Leave(BaseException):
     """Ends Lightning's loops when all is saved. (Of a KeyboardInterrupt Lightning would make an exit status of 1.)"""
 

@@ -77,9 +77,9 @@ def check(section: dict[str, Any]) -> None:
             raise _refused(key, value, "should be a plain name, without folders")
     if section.get("output_subdir") not in (".hydra", None):
         raise _refused("hydra.output_subdir", section["output_subdir"], "should be .hydra or null")
-    for name in ("env_set", "env_copy"):
-        if job.get(name):
-            raise _refused(f"hydra.job.{name}", job[name], "set the environment in the shell")
+    for name in ("env_copy", "env_set"):
+        if job.get(name):  # names alone: a value may be a secret
+            raise _refused(f"hydra.job.{name}", ", ".join(job[name]), "set the environment in the shell")
     if section.get("searchpath"):
         raise _refused("hydra.searchpath", section["searchpath"], "use --config-dir")
 
@@ -87,7 +87,10 @@ def check(section: dict[str, Any]) -> None:
 def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     @wraps(compose)
     def load_configuration(*arguments: Any, **named: Any) -> DictConfig:
-        config = compose(*arguments, **named)
+        try:
+            config = compose(*arguments, **named)
+        except KeyError as error:  # Hydra looks the names up while it composes
+            raise _refused("hydra.job.env_copy", error, "set the environment in the shell") from None
         if "hydra" in config:
             section = OmegaConf.to_container(config.hydra, resolve=False)
             assert isinstance(section, dict)
