@@ -122,7 +122,9 @@ def one_line_errors() -> Iterator[None]:
         if _user_wants_traceback and _speaks():
             raise
         _exit(line, status=1)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):  # Python, of logging
+            _exit(f"error: hydra.job_logging, hydra.hydra_logging: {error} ({error.__cause__})", status=1)
         if _in_sweep():
             log.exception("a defect of this program, or of a library")  # in the job's own log too
         raise

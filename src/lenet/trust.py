@@ -62,6 +62,9 @@ def check(section: dict[str, Any]) -> None:
     Raises:
         UserError: names the key and its value.
     """
+    for name in ("run", "sweep", "job", "callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
+        if not isinstance(section.get(name) or {}, dict):
+            raise _refused(f"hydra.{name}", section[name], "should be a mapping")
     for key, value in _parts(section, "hydra"):
         owner, _, name = key.rpartition(".")
         if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
@@ -91,6 +94,10 @@ def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             config = compose(*arguments, **named)
         except KeyError as error:  # Hydra looks the names up while it composes
             raise _refused("hydra.job.env_copy", error, "set the environment in the shell") from None
+        except (AttributeError, TypeError, ValueError, AssertionError, RecursionError) as error:
+            # What Hydra did not expect to find where it looks.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the configuration cannot be put together from these overrides ({reason})") from None
         if "hydra" in config:
             section = OmegaConf.to_container(config.hydra, resolve=False)
             assert isinstance(section, dict)
@@ -110,8 +117,10 @@ def _check_logging(key: str, logging: Any) -> None:
             raise _refused(inner, value, f"choose from {', '.join(sorted(HANDLER_CLASSES))}")
     known = {"": LOGGING, "handlers": HANDLER, "formatters": {"format", "datefmt"}}
     for name, keys in known.items():
-        sections = (logging.get(name) or {}).values() if name else [logging]
-        for section in sections:
+        sections = (logging.get(name) or {}) if name else {"": logging}
+        for section in sections.values() if isinstance(sections, dict) else [None]:
+            if not isinstance(section, dict):
+                raise _refused(f"{key}.{name}", sections, "should be a mapping of mappings")
             if unknown := set(section) - keys:
                 raise _refused(f"{key}.{name}.{min(unknown)}".replace("..", "."), "…", "is not among what logs need")
 
