@@ -48,7 +48,7 @@ HYDRA = (
     "hydra.job_logging.handlers.file.filename", "hydra.hydra_logging.handlers.console.stream", "hydra.run",
 )  # fmt: skip
 
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 keys = st.one_of(
     st.sampled_from(sorted(set(known_keys()) - FREE)),
     st.sampled_from(SECTIONS),

@@ -52,9 +52,9 @@ class Interrupts:
         handle(self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None and signum == signal.SIGINT:
-            os._exit(128 + signum)
         self.received = self.received or signum
+        # The system ends the program at the next Ctrl-C, in the middle of a long computation too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def raise_at_once() -> None:
