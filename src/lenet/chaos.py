@@ -197,7 +197,7 @@ class Round:
             process.wait_for(self.run / "checkpoints" / "last.ckpt" if begun else self.run / "checkpoints")
             time.sleep(self.random.uniform(0, 1.5))
         else:
-            time.sleep(self.random.uniform(0, 5))
+            time.sleep(self.random.uniform(0.2, 5))  # before that it is Python that starts
         process.signal(signum)
         return process.wait_for_end()
 

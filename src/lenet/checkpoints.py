@@ -139,6 +139,8 @@ def find(folder: Path) -> Saved | None:
             continue
         for fault in damaged:
             log.warning("%s; %s is used instead, of step %d", fault, path.name, saved.progress["global_step"])
+            # Out of the way: it must not become the previous one.
+            path.with_name(LAST).replace(path.with_name(f"damaged.{LAST}"))
         return saved
     if damaged:
         raise UserError(f"{'; '.join(damaged)}; no other is left, and the run cannot be resumed: start it anew")

@@ -5,11 +5,14 @@ Loading takes seconds, and there is nothing to save meanwhile. `lenet.cli` and t
 
 from __future__ import annotations
 
-import os
 import signal
-from types import FrameType
 
-from lenet.interrupts import handle
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # for the next milliseconds
+
+import os  # noqa: E402
+from types import FrameType  # noqa: E402
+
+from lenet.interrupts import handle  # noqa: E402
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
