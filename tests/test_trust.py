@@ -33,7 +33,7 @@ from tests.conftest import PROJECT, TrainCommand
         ("hydra.job.env_copy=[NOT_THERE]", "hydra.job.env_copy"),
         ("hydra.job.env_copy=[PATH]", "hydra.job.env_copy=PATH"),
         ("hydra/launcher=submitit_slurm hydra.launcher.setup=[evil]", "hydra.launcher.setup=['evil']"),
-        ("hydra/launcher=submitit_slurm hydra.launcher.additional_parameters={a:evil}", "additional_parameters="),
+        ("hydra/launcher=submitit_slurm +hydra.launcher.additional_parameters={a:evil}", "additional_parameters="),
         ("hydra.launcher=x", "hydra.launcher=x"),
         ("hydra.job_logging.handlers=x", "hydra.job_logging.handlers=x"),
         ("hydra/launcher=submitit_slurm hydra.launcher.submitit_folder=/x", "hydra.launcher.submitit_folder=/x"),
