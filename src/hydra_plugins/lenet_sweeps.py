@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -93,8 +92,8 @@ class Grid(Sweeper):
             )
         preflight.check(settings)
         preflight.check_one_device(settings, "a sweep (-m) runs on one device; start such runs one by one")
-        plain = settings.model_dump(by_alias=True, exclude={"sweep", "resume"})
-        return Job(number, tuple(words), json.loads(json.dumps(plain))), config
+        plain = {key: value for key, value in settings.plain.items() if key != "sweep"}
+        return Job(number, tuple(words), plain), config
 
     def _planned_if_right(self, jobs: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[Job, DictConfig]] | None:
         """None if one of them is wrong: an error says more where it is not sent from another process."""

@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class Round:
             HarmError: neither.
         """
         self.folder.mkdir(parents=True)
-        with self._small_disk() if self.fault == "full disk" else _nothing():
+        with self._small_disk() if self.fault == "full disk" else nullcontext():
             how = getattr(self, f"_{self.fault.split()[0].lower()}")()
             found = differences(self.references[self.variant], self.run)
             if found:
@@ -135,8 +135,7 @@ class Round:
         content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
         path.write_bytes(content)
 
-    def _damaged(self, damage: object) -> str:
-        assert callable(damage)
+    def _damaged(self, damage: Callable[[Path], None]) -> str:
         if self.variant == "real":
             self._data_of_its_own()
         if self._disturbed(signal.SIGKILL, begun=True).status == 0:
@@ -222,11 +221,11 @@ class Round:
             yield
         finally:
             if self._has_small_disk:
-                subprocess.run(["umount", str(self.run)], check=False)  # noqa: S607
+                subprocess.run(["umount", str(self.run)], check=False)  # noqa: S607 - wherever the system has it
 
     def _make_room(self) -> None:
         if self._has_small_disk:
-            subprocess.run(["mount", "-o", "remount,size=200m", str(self.run)], check=True)  # noqa: S607
+            subprocess.run(["mount", "-o", "remount,size=200m", str(self.run)], check=True)  # noqa: S607 - wherever the system has it
 
 
 class Process:
@@ -276,11 +275,6 @@ FAULTS = (
 )  # fmt: skip
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: Path) -> bool:
     """Go through the rounds, and print a table.
 
@@ -295,7 +289,7 @@ def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: 
     Returns:
         Whether there was no failure.
     """
-    drawn = random.Random(seed)  # noqa: S311
+    drawn = random.Random(seed)  # noqa: S311 - the same
     references = {name: folder / f"undisturbed-{name}" for name in VARIANTS}
     for name, place in references.items():
         root = [f"data.root={data}"] if name == "real" else []

@@ -65,11 +65,15 @@ def read(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever the loader makes of what somebody has put together
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path}: is no checkpoint that can be loaded safely ({reason})") from None
+        raise UserError(f"{path}: is no checkpoint that can be loaded safely ({reason_of(error)})") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: is no checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def reason_of(error: Exception) -> str:
+    """What a library has against a file, in some words of one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def refuse_not_finite(path: Path, values: Any, name: str = "") -> None:

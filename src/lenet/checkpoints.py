@@ -25,7 +25,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from lenet.checkpoint_file import DamagedError, encode, read, refuse_not_finite
+from lenet.checkpoint_file import DamagedError, encode, read, reason_of, refuse_not_finite
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.events import PATTERN
@@ -117,8 +117,7 @@ class Saved:
         except UserError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"{self.path}: is no checkpoint of a run of this program ({reason})") from None
+            raise UserError(f"{self.path}: is no checkpoint of a run of this program ({reason_of(error)})") from None
 
 
 def find(folder: Path) -> Saved | None:
