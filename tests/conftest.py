@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,7 @@ from lenet.errors import UserError
 from lenet.kernels import load
 from lenet.kernels.compiler import UnavailableError
 from lenet.training import run
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.commands import PROJECT, Commands
 
 # Drawn examples. The suite draws the same ones each time, so that its result depends on the code alone;
 # --hypothesis-profile=explore draws many new ones. No deadline: the machine may be busy.
@@ -105,17 +104,23 @@ TrainCommand = Callable[..., Finished]
 
 
 @pytest.fixture(scope="session")
-def train_command(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
-    """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would, with its output in pipes."""
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs this project's commands."""
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def train_command(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
+    """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would, but for what it loads."""
 
     def train(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
         folder = folder or tmp_path_factory.mktemp("run") / "run"
-        command = [sys.executable, str(PROJECT / "train.py"), *overrides]
+        words = list(overrides)
         if not any(word.startswith(("-", "hydra.")) for word in overrides):
-            command.append(f"hydra.run.dir={folder}")
-        done = subprocess.run(
-            command, cwd=cwd or folder.parent, capture_output=True, text=True, timeout=120, check=False
-        )
+            words.append(f"hydra.run.dir={folder}")
+        done = commands.run("train.py", *words, cwd=cwd or folder.parent)
         return Finished(done.returncode, done.stdout, done.stderr, folder)
 
     return train

@@ -25,7 +25,8 @@ from lenet.report import write_report
 from lenet.sweep import read
 from lenet.synthetic import CLASSES
 from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS
-from tests.conftest import PROJECT, Finished, TrainCommand
+from tests.commands import PROJECT
+from tests.conftest import Finished, TrainCommand
 
 SCREENSHOTS = PROJECT / "outputs" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 
 from lenet import fashion_mnist
 from lenet.preflight import gpu_is_possible
-from tests.conftest import PROJECT, Finished, TrainCommand, imported_by
+from tests.commands import PROJECT, Commands
+from tests.conftest import Finished, TrainCommand, imported_by
 
 
 def assert_refused(run: Finished, *parts: str) -> None:
@@ -92,16 +92,16 @@ def test_a_damaged_data_file_is_named(
     assert_refused(train_command(f"data.root={tmp_path}"), f"{raw / labels}: has ", "delete the file")
 
 
-def test_no_usable_data_and_no_network(tmp_path: Path) -> None:
-    # In a process of its own, from which the system's copy is hidden.
-    code = (
+def test_no_usable_data_and_no_network(commands: Commands, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"  # from which the system's copy is hidden
+    script.write_text(
         "import sys, runpy, pathlib; from lenet import fashion_mnist;"
         f"fashion_mnist.SYSTEM_FOLDER = pathlib.Path({str(tmp_path / 'system')!r});"
         f"sys.argv = ['train.py', 'data.root={tmp_path / 'data'}', 'data.mirrors=[http://127.0.0.1:1/]',"
         f" 'hydra.run.dir={tmp_path / 'run'}'];"
         f"runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = commands.run(str(script))
     run = Finished(done.returncode, done.stdout, done.stderr, tmp_path / "run")
     assert_refused(run, str(tmp_path / "system"), "http://127.0.0.1:1/", "dataset-fashion-mnist", "data=synthetic")
 
@@ -166,24 +166,24 @@ def entry(folder: Path, **main_config: object) -> Path:
     return script
 
 
-def test_runs_that_start_at_the_same_time_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_that_start_at_the_same_time_get_folders_of_their_own(commands: Commands, tmp_path: Path) -> None:
     # The same folder for all, as when they start in the same second; called from another directory.
     script = entry(tmp_path, hydra={"run": {"dir": "${project:}/outputs/second"}})
-    runs = [subprocess.Popen([sys.executable, str(script), "data=synthetic"], cwd=os.sep) for _ in range(3)]
+    runs = [commands.start(str(script), "data=synthetic", cwd=Path(os.sep)) for _ in range(3)]
     assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
     folders = sorted((tmp_path / "outputs").iterdir())
     assert [folder.name for folder in folders] == ["second", "second-2", "second-3"]
     assert all((folder / ".hydra" / "config.yaml").exists() for folder in folders)
 
 
-def test_a_defect_in_the_checks_ends_the_program(tmp_path: Path) -> None:
+def test_a_defect_in_the_checks_ends_the_program(commands: Commands, tmp_path: Path) -> None:
     # Hydra alone would make a warning of it, and start the run in a folder that nobody claimed.
     script = entry(tmp_path)
     code = script.read_text().replace(
         "import pathlib", "import lenet.training\nlenet.training.check = None\nimport pathlib"
     )
     script.write_text(code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = commands.run(str(script))
     assert done.returncode == 1
     assert "TypeError" in done.stderr
     assert not (tmp_path / "outputs").exists()

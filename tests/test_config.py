@@ -7,7 +7,7 @@ import pytest
 from lenet.cli import compose_settings
 from lenet.config import Settings, did_you_mean, known_keys
 from lenet.errors import UserError
-from tests.conftest import PROJECT
+from tests.commands import PROJECT
 
 CONF = PROJECT / "conf"
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import multiprocessing
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from torchvision.datasets import FashionMNIST
 from lenet import fashion_mnist
 from lenet.errors import UserError
 from lenet.fashion_mnist import DataFile, obtain, raw_folder
+from tests.mirror import Mirror, serve
 
 CONTENTS = {file.name: f"{file.name}: stand-in".encode() * 10 for file in fashion_mnist.FILES}
 ARCHIVES = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in CONTENTS.items()}
@@ -36,44 +34,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@dataclass
-class Mirror:
-    """A web server on this machine."""
-
-    url: str
-    archives: dict[str, bytes]
-    downloads: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
 def mirror() -> Iterator[Mirror]:
-    """Serves `archives`; where the announced length is longer than the content, the connection breaks off."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.lstrip("/")
-            content = served.archives.get(name)
-            if content is None:
-                self.send_error(404)
-                return
-            if self.headers.get("Method") != "HEAD":  # how torchvision asks for redirects
-                served.downloads.append(name)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(ARCHIVES[name])))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served = Mirror(f"http://127.0.0.1:{server.server_port}/", dict(ARCHIVES))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield served
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve(ARCHIVES) as mirror:
+        yield mirror
 
 
 def put(folder: Path, files: dict[str, bytes]) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lenet.config import known_keys
-from tests.conftest import PROJECT
+from tests.commands import PROJECT, Commands
 
 EXAMPLES = int(os.environ.get("LENET_FUZZ", "40"))
 """So many overrides are drawn; LENET_FUZZ=500 takes some minutes."""
+
+PATIENCE_SECONDS = 15
 
 # What stays fast when everything in it is right.
 SMALL = (
@@ -92,33 +91,11 @@ overrides = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def command_line() -> Iterator[Callable[..., int | None]]:
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fuzz_server.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert server.stdin is not None
-    assert server.stdout is not None
-
-    def run(arguments: list[str], *files: Path) -> int | None:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps([arguments, *map(str, files)]) + "\n")
-        server.stdin.flush()
-        status: int | None = json.loads(server.stdout.readline())
-        return status
-
-    yield run
-    server.stdin.close()
-    server.wait(timeout=60)
-
-
 def project_files() -> set[Path]:
     return {path for folder in (PROJECT, PROJECT / "src" / "lenet", PROJECT / "conf") for path in folder.iterdir()}
 
 
-def test_whatever_is_said(command_line: Callable[..., int | None], tmp_path: Path) -> None:
+def test_whatever_is_said(commands: Commands, tmp_path: Path) -> None:
     before = project_files()
     place = tmp_path / "place"
 
@@ -133,12 +110,13 @@ def test_whatever_is_said(command_line: Callable[..., int | None], tmp_path: Pat
     def check(override: str) -> None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
-        for path in (stdout, stderr):
-            path.unlink(missing_ok=True)
-        status = command_line([*SMALL, f"hydra.run.dir={place / 'run'}", override], place, stdout, stderr)
-        said = stderr.read_text(errors="replace")
-        assert status is not None, "has not ended"
+        command = commands.start("train.py", *SMALL, f"hydra.run.dir={place / 'run'}", override, cwd=place)
+        try:
+            status = command.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:  # much was asked of it
+            command.send_signal(signal.SIGTERM)
+            status = command.wait(PATIENCE_SECONDS)
+        _, said = command.communicate()
         assert "Traceback" not in said, said
         assert status in (0, 1, 2, 143), (status, said)
         assert status == 0 or said.strip(), "ends without a word"

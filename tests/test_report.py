@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import pytest
 from lenet.errors import UserError
 from lenet.report import _read, write_report
 from lenet.sweep import Job, Sweep
-from tests.conftest import PROJECT, Finished, TrainCommand
+from tests.commands import Commands
+from tests.conftest import Finished, TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
 
@@ -87,20 +86,15 @@ def test_a_damaged_result_is_named(folder: Path, content: str) -> None:
         write_report(folder)
 
 
-def report(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / "scripts" / "report.py"), str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_the_command(folder: Path) -> None:
-    done = report(folder)
+def test_the_command(commands: Commands, folder: Path) -> None:
+    done = commands.run("scripts/report.py", str(folder))
     assert (done.returncode, done.stdout) == (0, f"{folder / 'report.html'}\n"), done.stderr
 
 
 @pytest.mark.parametrize(("name", "message"), [("", "holds neither a run nor a sweep"), ("none", "is no folder")])
-def test_the_command_refuses_in_one_line(tmp_path: Path, name: str, message: str) -> None:
+def test_the_command_refuses_in_one_line(commands: Commands, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({}))
-    done = report(tmp_path / name)
+    done = commands.run("scripts/report.py", str(tmp_path / name))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {tmp_path / name}: {message}")

@@ -22,7 +22,7 @@ from lenet.interrupts import Interrupted
 from lenet.module import Classifier
 from lenet.sameness import differences, scalars
 from lenet.training import run
-from tests.conftest import PROJECT
+from tests.commands import PROJECT
 
 # 14 steps an epoch, in blocks of 4: so each epoch ends with a smaller one.
 SMALL = (

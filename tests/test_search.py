@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,24 +18,30 @@ from optuna.trial import TrialState
 from lenet.cli import compose_config, compose_settings
 from lenet.errors import UserError
 from lenet.search_space import Choices, read_search
-from tests.conftest import PROJECT
+from tests.commands import PROJECT, Commands
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")
 
 
+TUNE = "scripts/tune.py"
+
+Tune = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def words(folder: Path, *overrides: str) -> list[str]:
-    return [sys.executable, str(PROJECT / "scripts" / "tune.py"), *SMALL, f"tune.folder={folder}", *overrides]
+    return [*SMALL, f"tune.folder={folder}", *overrides]
 
 
-def tune(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words(folder, *overrides), capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def tune(commands: Commands) -> Tune:
+    return lambda folder, *overrides: commands.run(TUNE, *words(folder, *overrides))
 
 
 def study(folder: Path, name: str = "lr_batch") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/study.db")
 
 
-def test_a_search_ends_with_a_command_that_trains(tmp_path: Path) -> None:
+def test_a_search_ends_with_a_command_that_trains(tune: Tune, commands: Commands, tmp_path: Path) -> None:
     run = tune(tmp_path, "tune.trials=6", "tune.startup_trials=2")
     assert run.returncode == 0, run.stderr
     trials = study(tmp_path).trials
@@ -51,10 +57,7 @@ def test_a_search_ends_with_a_command_that_trains(tmp_path: Path) -> None:
     best = study(tmp_path).best_trial
     assert f"optimizer.lr={best.params['optimizer.lr']}" in command
     # It is ready to run, and gives the same.
-    again = subprocess.run(
-        [sys.executable, str(PROJECT / "train.py"), *command, f"hydra.run.dir={tmp_path / 'best'}"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    again = commands.run("train.py", *command, f"hydra.run.dir={tmp_path / 'best'}")
     assert again.returncode == 0, again.stderr
     for trial in trials:  # never the test images
         assert '"test/acc": null' in (tmp_path / "trials" / str(trial.number) / "metrics.json").read_text()
@@ -63,7 +66,7 @@ def test_a_search_ends_with_a_command_that_trains(tmp_path: Path) -> None:
     assert len(study(tmp_path).trials) == 6
 
 
-def test_trials_that_diverge_count_as_failed(tmp_path: Path) -> None:
+def test_trials_that_diverge_count_as_failed(tune: Tune, tmp_path: Path) -> None:
     space = "tune.space={optimizer.lr:{low:1e38,high:3e38}}"
     run = tune(tmp_path, "tune.trials=2", space, "tune.name=wild")
     assert run.returncode == 0, run.stderr
@@ -74,12 +77,9 @@ def test_trials_that_diverge_count_as_failed(tmp_path: Path) -> None:
     assert "No trial has ended as it should" in run.stdout
 
 
-def test_a_trial_that_is_interrupted_is_run_again(tmp_path: Path) -> None:
+def test_a_trial_that_is_interrupted_is_run_again(commands: Commands, tmp_path: Path) -> None:
     long = ("trainer.max_epochs=500", "data.train_size=3000")
-    process = subprocess.Popen(
-        words(tmp_path, *long, "tune.trials=1"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = commands.start(TUNE, *words(tmp_path, *long, "tune.trials=1"))
     deadline = time.monotonic() + 60
     while not (tmp_path / "trials" / "0" / "checkpoints").exists():
         assert time.monotonic() < deadline
@@ -93,19 +93,19 @@ def test_a_trial_that_is_interrupted_is_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
-def test_two_workers_and_one_that_is_killed(tmp_path: Path, storage: str) -> None:
+def test_two_workers_and_one_that_is_killed(commands: Commands, tmp_path: Path, storage: str) -> None:
     url = f"{storage}:///{tmp_path}/shared.{storage}"
     command = words(tmp_path, "tune.trials=8", f"tune.storage={url}", "trainer.max_epochs=3", "data.train_size=2000")
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    workers = [commands.start(TUNE, *command) for _ in range(2)]
     deadline = time.monotonic() + 100
     while len(list((tmp_path / "trials").glob("*/metrics.json"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(workers[0].pid, signal.SIGKILL)
+    workers[0].send_signal(signal.SIGKILL)
     workers[0].wait()
     workers[1].communicate(timeout=100)
     assert workers[1].returncode == 0
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)  # nothing is left to do
+    run = commands.run(TUNE, *command)  # nothing is left to do
     assert run.returncode == 0
 
     store: optuna.storages.BaseStorage | str = url
@@ -143,7 +143,7 @@ def test_two_workers_and_one_that_is_killed(tmp_path: Path, storage: str) -> Non
         (["device=ddp"], "device.devices=2: a trial runs on one device"),
     ],
 )
-def test_a_mistake_gets_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_mistake_gets_one_line(tune: Tune, tmp_path: Path, overrides: list[str], message: str) -> None:
     run = tune(tmp_path / "study", *overrides)
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {message}") or message in run.stderr
@@ -169,7 +169,7 @@ def test_a_space_over_a_key_that_does_not_exist() -> None:
         read_search(config)
 
 
-def test_a_study_of_something_else_is_not_mixed_in(tmp_path: Path) -> None:
+def test_a_study_of_something_else_is_not_mixed_in(tune: Tune, tmp_path: Path) -> None:
     assert tune(tmp_path, "tune.trials=1").returncode == 0
     run = tune(tmp_path, "tune.trials=2", "model=lenet_relu")
     assert run.returncode == 1

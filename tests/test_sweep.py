@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import PROJECT, Finished, TrainCommand
+from tests.commands import Commands
+from tests.conftest import Finished, TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
 
@@ -35,7 +34,7 @@ def done(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 
 
-def test_a_grid(sweep: TrainCommand, train_here: TrainCommand) -> None:
+def test_a_grid(sweep: TrainCommand, train_here: TrainCommand, commands: Commands) -> None:
     run = sweep("model=lenet,lenet_relu", "seed=3,4")
     assert run.status == 0, run.stderr
     assert set(done(run.folder)) == {"0", "1", "2", "3"}
@@ -57,10 +56,7 @@ def test_a_grid(sweep: TrainCommand, train_here: TrainCommand) -> None:
     assert sorted(line.split()[:2] for line in table[1:3]) == [["model=lenet", "2"], ["model=lenet_relu", "2"]]
     assert (run.folder / "leaderboard.csv").exists()
     assert (run.folder / "leaderboard.png").exists()
-    board = subprocess.run(
-        [sys.executable, str(PROJECT / "scripts" / "leaderboard.py"), str(run.folder)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    board = commands.run("scripts/leaderboard.py", str(run.folder))
     assert board.stdout.splitlines()[:3] == table[:3]
 
 
@@ -78,11 +74,11 @@ def test_a_job_that_fails_does_not_stop_the_others(sweep: TrainCommand) -> None:
     assert run.stdout.index("error: the weights") < run.stdout.index("Job 2:")
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, commands: Commands, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     overrides = ("optimizer.lr=0.1,0.2,0.3,0.4", "trainer.max_epochs=3", "data.train_size=3000")
     words = ["-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}"]
-    process = subprocess.Popen([sys.executable, str(PROJECT / "train.py"), *words], stdout=subprocess.DEVNULL)
+    process = commands.start("train.py", *words)
     deadline = time.monotonic() + 60
     while not (done(folder) and (folder / "1" / "checkpoints").exists()):
         assert time.monotonic() < deadline
@@ -93,13 +89,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, tmp_pa
     before = done(folder)
     assert len(before) < 4
 
-    def words_of(process_folder: Path) -> str:
-        try:
-            return (process_folder / "cmdline").read_text()
-        except OSError:
-            return ""
-
-    while any(str(folder) in words_of(each) for each in Path("/proc").glob("[0-9]*")):  # its fork ends by itself
+    while process.processes():  # its fork ends by itself
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -174,12 +164,10 @@ def test_side_by_side(sweep: TrainCommand) -> None:
     assert "Submitit" not in run.stdout
 
 
-def test_a_job_that_is_killed_is_told_and_run_again(sweep: TrainCommand, tmp_path: Path) -> None:
+def test_a_job_that_is_killed_is_told_and_run_again(commands: Commands, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     words = ["-m", *SMALL, "seed=0,1", "trainer.max_epochs=200", "data.train_size=3000", f"hydra.sweep.dir={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "train.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = commands.start("train.py", *words)
     deadline = time.monotonic() + 60
     for job in ("0", "1"):
         while not (folder / job / "checkpoints").exists():

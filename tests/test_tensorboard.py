@@ -24,7 +24,8 @@ from lenet.hyperparameters import hyperparameters
 from lenet.model import LeNet
 from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS, RunLogger
 from lenet.training import TAGS
-from tests.conftest import PROJECT, Finished
+from tests.commands import PROJECT
+from tests.conftest import Finished
 
 
 def test_a_run_writes_one_event_file(finished_run: Finished) -> None:

@@ -21,7 +21,8 @@ from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.module import Classifier
 from lenet.training import TAGS, build_classifier
-from tests.conftest import PROJECT, Finished, TrainCommand, imported_by
+from tests.commands import PROJECT
+from tests.conftest import Finished, TrainCommand, imported_by
 from tests.test_module import BreaksAt
 
 SMALL = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=200", "trainer.max_epochs=2")

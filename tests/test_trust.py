@@ -8,7 +8,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lenet.cli import compose_config, compose_settings
 from lenet.errors import UserError
-from tests.conftest import PROJECT, TrainCommand
+from tests.commands import PROJECT
+from tests.conftest import TrainCommand
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torchvision.transforms import ToTensor
 
 from lenet.benchmarks.contenders import CONTENDERS, PEAK, Task, operations_per_image
 from lenet.benchmarks.train import Figures, plot, report
-from tests.conftest import PROJECT
+from tests.commands import PROJECT
 
 
 def figures(*sizes: int) -> Figures:

@@ -1,0 +1,124 @@
+"""This project's commands as tests run them: each in a process of its own, without the seconds that loading takes.
+
+A server loads torch and Lightning once, and each command is a fork of it: its arguments, environment, folder, output,
+signals and exit status are those of a command that a shell starts. What is loaded, and when, is not: tests about that
+start Python itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Command:
+    """A command that was started.
+
+    Attributes:
+        pid: its process, which leads a group of its own.
+        returncode: its exit status, below zero for a signal; None until one of the methods has seen it end.
+    """
+
+    def __init__(self, commands: Commands, pid: int, words: list[str], outputs: tuple[Path, Path]) -> None:
+        self._commands = commands
+        self._words = words
+        self._outputs = outputs
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._commands.ask(ended=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 60) -> int:
+        """Its exit status, when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not, after `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self._words, timeout, *self._said())
+            time.sleep(0.005)
+        return status
+
+    def send_signal(self, signum: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def processes(self) -> list[int]:
+        """The living processes of its session, it and those it has started. (For Linux.)"""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            except OSError:  # it has ended meanwhile
+                continue
+            if int(session) == self.pid and state != "Z":
+                found.append(int(folder.name))
+        return found
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """What it has written to stdout and stderr, when it has ended."""
+        self.wait(timeout)
+        return self._said()
+
+    def _said(self) -> tuple[str, str]:
+        return tuple(path.read_text(errors="replace") for path in self._outputs)  # type: ignore[return-value]
+
+
+class Commands:
+    """Starts them. `folder` gets what they write to stdout and stderr."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.command_server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT,
+        )  # fmt: skip
+
+    def start(self, script: str, *words: str, cwd: Path | None = None) -> Command:
+        """Start `python SCRIPT WORDS`, with the script's path in the project."""
+        self._count += 1
+        stdout, stderr = (self._folder / f"{self._count}.{name}" for name in ("stdout", "stderr"))
+        command = [str(PROJECT / script), *words]
+        pid = self.ask(
+            words=command,
+            folder=str(cwd or Path.cwd()),
+            environment=dict(os.environ),
+            stdout=str(stdout),
+            stderr=str(stderr),
+        )
+        return Command(self, pid, command, (stdout, stderr))
+
+    def run(self, script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Start it and wait for its end."""
+        command = self.start(script, *words, cwd=cwd)
+        out, errors = command.communicate(timeout=120)
+        return subprocess.CompletedProcess([script, *words], command.wait(), out, errors)
+
+    def ask(self, **request: Any) -> Any:
+        """The server's answer."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def close(self) -> None:
+        """End the server, and what it still runs."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
