@@ -20,6 +20,7 @@ from typing import Any
 import hydra  # noqa: F401
 import optuna  # noqa: F401 - what scripts load besides
 import plotly.graph_objects  # noqa: F401
+import torchvision.datasets  # noqa: F401
 
 import lenet.training  # noqa: F401 - what a run loads; loading starts no thread
 

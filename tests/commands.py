@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +91,17 @@ class Commands:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT,
         )  # fmt: skip
 
-    def start(self, script: str, *words: str, cwd: Path | None = None) -> Command:
-        """Start `python SCRIPT WORDS`, with the script's path in the project."""
+    def start(
+        self, script: str, *words: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> Command:
+        """Start `python SCRIPT WORDS`, with the script's path in the project, and this in its environment besides."""
         self._count += 1
         stdout, stderr = (self._folder / f"{self._count}.{name}" for name in ("stdout", "stderr"))
         command = [str(PROJECT / script), *words]
         pid = self.ask(
             words=command,
             folder=str(cwd or Path.cwd()),
-            environment=dict(os.environ),
+            environment={**os.environ, **(environment or {})},
             stdout=str(stdout),
             stderr=str(stderr),
         )
@@ -108,6 +112,33 @@ class Commands:
         command = self.start(script, *words, cwd=cwd)
         out, errors = command.communicate(timeout=120)
         return subprocess.CompletedProcess([script, *words], command.wait(), out, errors)
+
+    def start_together(self, *words: str, nodes: int = 1, cwd: Path | None = None) -> list[Command]:
+        """Start `train.py WORDS` twice, as torchrun does: on one machine, or as if on two."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        per_node = 2 // nodes
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": str(per_node),
+            "GROUP_WORLD_SIZE": str(nodes),
+            "TORCHELASTIC_RUN_ID": "none",
+        }
+        devices = ("device=ddp", f"device.devices={per_node}", f"device.num_nodes={nodes}", "device.accelerator=cpu")
+        return [
+            self.start(
+                "train.py",
+                *words,
+                *devices,
+                cwd=cwd,
+                environment=shared
+                | {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "GROUP_RANK": str(rank // per_node)},
+            )
+            for rank in range(2)
+        ]
 
     def ask(self, **request: Any) -> Any:
         """The server's answer."""

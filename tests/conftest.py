@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Each of the workers gets its share of the processor; torch reads this when it is loaded.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 import socket
 import subprocess
 import sys
@@ -14,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lenet import events, fashion_mnist
+from lenet import events, fashion_mnist, training
 from lenet.cli import compose_settings
 from lenet.errors import UserError
 from lenet.kernels import load
@@ -48,6 +55,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             load()
         except UnavailableError as reason:
             pytest.skip(f"no compiled kernels: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def random_numbers_of_its_own() -> None:
+    """What a test draws from torch is the same in whatever order, or beside whichever others, it runs."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def garbage_is_left_alone() -> Iterator[None]:
+    """A run in this process need not look for garbage among all that pytest has made: that is slower than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "objects_set_aside", contextlib.nullcontext)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -124,18 +124,6 @@ def test_the_figure_has_no_point_where_nothing_was_evaluated(
     assert checkpoint["epoch"] == 2
 
 
-def test_two_processes_draw_all_images_once(train_command: TrainCommand) -> None:
-    settings = (*SMALL, "data.val_size=75", "data.test_size=51", "device=cpu")
-    one, two = train_command(*settings), train_command(*settings, "device=ddp", "device.devices=2")
-    assert two.status == 0, two.stderr
-    for tag in ("val/predictions", "test/confusion"):
-        ours, theirs = (run.events.images.Items(tag)[0].encoded_image_string for run in (one, two))
-        assert ours == theirs
-    labels = [(run.folder / "projector" / "labels.tsv").read_text() for run in (one, two)]
-    assert labels[0] == labels[1]
-    assert len(labels[0].splitlines()) == 52
-
-
 def test_probabilities_are_softmax_and_counts_are_counted() -> None:
     evaluation = drawn()
     expected = torch.from_numpy(evaluation.logits).softmax(dim=1)

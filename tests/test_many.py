@@ -32,7 +32,8 @@ def test_four_runs_and_a_sweep_obtain_the_data_once(commands: Commands, real_roo
         SCRIPT.format(none=str(tmp_path / "none"), resources=list(md5.items()), train=str(PROJECT / "train.py"))
     )
     with serve(archives) as mirror:
-        shared = (f"data.root={tmp_path / 'data'}", f"data.mirrors=[{mirror.url}]", "trainer.max_steps=3")
+        small = ("data.val_size=500", "trainer.max_steps=3", "dashboard=minimal")
+        shared = (f"data.root={tmp_path / 'data'}", f"data.mirrors=[{mirror.url}]", *small)
         runs = [
             commands.start(str(script), *shared, "seed=7", f"hydra.run.dir={tmp_path / str(number)}")
             for number in range(4)

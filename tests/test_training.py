@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -21,7 +20,7 @@ from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.module import Classifier
 from lenet.training import TAGS, build_classifier
-from tests.commands import PROJECT
+from tests.commands import PROJECT, Commands
 from tests.conftest import Finished, TrainCommand, imported_by
 from tests.test_module import BreaksAt
 
@@ -50,13 +49,15 @@ def test_output_into_a_pipe(finished_run: Finished) -> None:
 
 
 def test_without_a_compiler_a_run_says_so_once_and_goes_on(
-    train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    for overrides in (["device=cpu"], ["device=ddp"]):
-        run = train_command(*SMALL, "trainer.max_epochs=1", *overrides)
-        assert run.status == 0, run.stderr
-        assert (run.stdout + run.stderr).count("fuse=true: there is no gcc on this machine") == 1
+    once = (*SMALL, "trainer.max_epochs=1")
+    alone = [commands.start("train.py", *once, f"hydra.run.dir={tmp_path / 'alone'}")]
+    for processes in (alone, commands.start_together(*once, f"hydra.run.dir={tmp_path / 'together'}")):
+        said = "".join("".join(each.communicate(timeout=120)) for each in processes)
+        assert [each.returncode for each in processes] == [0] * len(processes), said
+        assert said.count("fuse=true: there is no gcc on this machine") == 1
 
 
 def test_a_run_loads_what_it_uses(tmp_path: Path) -> None:
@@ -129,12 +130,21 @@ def test_layers_from_scratch_train_as_the_builtin_ones_do(train_here: TrainComma
         torch.testing.assert_close(weights(runs[0])[name], expected, rtol=0, atol=1e-4)
 
 
-def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
-    # 1,003 images in batches of 64: the first has 43, which two processes cannot share equally.
-    settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "optimizer.lr=0.5", "device=cpu")
-    one = train_command(*settings)
+@pytest.fixture(scope="module")
+def one_and_two(train_command: TrainCommand) -> tuple[Finished, Finished]:
+    """The same run by one process, and by two of which Lightning starts the second.
+
+    1,003 images in batches of 64: the first has 43, which two processes cannot share equally.
+    """
+    settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "data.test_size=151", "optimizer.lr=0.5")
+    one = train_command(*settings, "device=cpu")
     two = train_command(*settings, "device=ddp", "device.devices=2")
     assert (one.status, two.status) == (0, 0), two.stderr
+    return one, two
+
+
+def test_two_processes_train_as_one_does(one_and_two: tuple[Finished, Finished]) -> None:
+    one, two = one_and_two
     assert two.stderr == ""
     assert len(two.stdout.splitlines()) == len(one.stdout.splitlines())
     assert two.metrics["images"] == one.metrics["images"] == 2006
@@ -145,35 +155,50 @@ def test_two_processes_train_as_one_does(train_command: TrainCommand) -> None:
         torch.testing.assert_close(weights(two)[name], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("nodes", [1, 2], ids=["one machine", "as if on two machines"])
-def test_processes_that_torchrun_starts_train_as_one_does(train_here: TrainCommand, tmp_path: Path, nodes: int) -> None:
-    settings = (*SMALL, "data.batch_size=64", "data.train_size=1203", "trainer.max_epochs=2", "trainer.max_steps=20")
-    devices = ("device=ddp", f"device.devices={2 // nodes}", f"device.num_nodes={nodes}", "device.accelerator=cpu")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={2 // nodes}", f"--nnodes={nodes}",
-                f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
-                str(PROJECT / "train.py"), *settings, *devices, f"hydra.run.dir={tmp_path / 'run'}",
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-        )
-        for node in range(nodes)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * nodes, outputs
-    two = Finished(0, outputs[0], "", tmp_path / "run")
-    assert outputs[0].count("Run folder:") == 1
-    assert nodes == 1 or "Run folder:" not in outputs[1]  # the first process speaks for all
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    one = train_here(*settings, "device=cpu")
+def test_two_processes_draw_all_images_once(one_and_two: tuple[Finished, Finished]) -> None:
+    for tag in ("val/predictions", "test/confusion"):
+        ours, theirs = (run.events.images.Items(tag)[0].encoded_image_string for run in one_and_two)
+        assert ours == theirs
+    labels = [(run.folder / "projector" / "labels.tsv").read_text() for run in one_and_two]
+    assert labels[0] == labels[1]
+    assert len(labels[0].splitlines()) == 152
+
+
+TOGETHER = (*SMALL, "data.batch_size=64", "data.train_size=1203", "trainer.max_epochs=2", "trainer.max_steps=20")
+
+
+def assert_trained_as_one(outputs: list[str], folder: Path, train_here: TrainCommand) -> None:
+    """The run of two processes in the folder `run`, with these outputs."""
+    two = Finished(0, outputs[0], "", folder / "run")
+    assert "".join(outputs).count("Run folder:") == outputs[0].count("Run folder:") == 1  # the first speaks for all
+    assert [path.name for path in folder.iterdir()] == ["run"]
+    one = train_here(*TOGETHER, "device=cpu")
     assert two.metrics["device"] == "2 × cpu"
     assert two.metrics["images"] == one.metrics["images"] == 43 + 15 * 64 + 43 + 3 * 64
     for name, expected in weights(one).items():
         torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-5)
+
+
+def test_processes_that_torchrun_starts_train_as_one_does(train_here: TrainCommand, tmp_path: Path) -> None:
+    words = [*TOGETHER, "device=ddp", "device.devices=2", "device.accelerator=cpu", f"hydra.run.dir={tmp_path / 'run'}"]
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+            str(PROJECT / "train.py"), *words,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    assert_trained_as_one([run.stdout], tmp_path, train_here)
+
+
+def test_processes_on_two_machines_train_as_one_does(
+    commands: Commands, train_here: TrainCommand, tmp_path: Path
+) -> None:
+    processes = commands.start_together(*TOGETHER, f"hydra.run.dir={tmp_path / 'run'}", nodes=2, cwd=tmp_path)
+    outputs = ["".join(each.communicate(timeout=120)) for each in processes]
+    assert [each.returncode for each in processes] == [0, 0], outputs
+    assert_trained_as_one(outputs, tmp_path, train_here)
 
 
 @pytest.mark.parametrize("device", [("device=cpu",), ("device=ddp", "device.devices=2")], ids=["one", "two processes"])
@@ -225,7 +250,8 @@ def test_trainer_arguments_pass_through(train_here: TrainCommand) -> None:
 
 
 def test_a_run_in_half_precision(train_here: TrainCommand) -> None:
-    whole, half = (train_here(*SMALL, f"precision={precision}") for precision in ("float32", "bf16"))
+    short = (*SMALL, "trainer.max_steps=4")
+    whole, half = (train_here(*short, f"precision={precision}") for precision in ("float32", "bf16"))
     assert half.metrics["train/loss"] == pytest.approx(whole.metrics["train/loss"], rel=1e-2)
     assert half.metrics["train/loss"] != whole.metrics["train/loss"]
     assert all(value.dtype == torch.float32 for value in weights(half).values())
@@ -257,7 +283,7 @@ def test_the_sprint_on_the_real_images(train_here: TrainCommand, real_root: Path
 
 
 def test_clipping_reaches_the_classifier_in_any_precision(train_here: TrainCommand) -> None:
-    clipping = ("+trainer.gradient_clip_val=1e-9", "precision=bf16", "trainer.max_epochs=1")
+    clipping = ("+trainer.gradient_clip_val=1e-9", "precision=bf16", "trainer.max_steps=2")
     start, clipped = (weights(train_here(*SMALL, *clipping, f"optimizer.lr={lr}")) for lr in (1e-30, 0.5))
     for name, value in start.items():
         torch.testing.assert_close(clipped[name], value, rtol=0, atol=1e-8)

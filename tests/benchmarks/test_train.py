@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
+from lenet.benchmarks import contenders
 from lenet.benchmarks.contenders import CONTENDERS, PEAK, Task, operations_per_image
 from lenet.benchmarks.train import Figures, plot, report
 from tests.commands import PROJECT
@@ -51,4 +52,5 @@ def test_every_contender_runs(name: str, real_root: Path, tmp_path: Path, monkey
         return Subset(FashionMNIST(str(real_root), train=True, transform=ToTensor()), range(600))
 
     monkeypatch.setattr(Task, "pictures", few)
+    monkeypatch.setattr(contenders, "TRAINED_IMAGES", 4000)
     assert CONTENDERS[name](Task(PROJECT, epochs=1, batch_size=8192), tmp_path) > 0
