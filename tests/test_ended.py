@@ -21,12 +21,16 @@ LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.tes
 def started(commands: Commands, folder: Path, *overrides: str) -> Command:
     """A run that trains."""
     run = commands.start("train.py", *LONG, *overrides, f"hydra.run.dir={folder}")
+    wait_for_a_checkpoint(run, folder)
+    return run
+
+
+def wait_for_a_checkpoint(run: Command, folder: Path) -> None:
     end = time.monotonic() + 60
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert run.poll() is None
         assert time.monotonic() < end
         time.sleep(0.02)
-    return run
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,37 @@ def test_a_signal_ends_a_run_that_then_goes_on(
     assert differences(undisturbed.folder, folder) == []
     again = commands.run(*words)
     assert (again.returncode, "is finished" in again.stdout) == (0, True)
+
+
+def test_two_processes_that_are_ended_go_on(commands: Commands, tmp_path: Path) -> None:
+    small = ("data.train_size=1000", "data.batch_size=64", "trainer.log_every_n_steps=4")
+    settings = (*LONG, *small, "checkpoint.every_seconds=0")
+    folder = tmp_path / "run"
+    processes = commands.start_together(*settings, "trainer.max_epochs=60", f"hydra.run.dir={folder}")
+    wait_for_a_checkpoint(processes[0], folder)
+    processes[1].send_signal(signal.SIGTERM)  # to one of them, and both save
+    said = [each.communicate()[1] for each in processes]
+    assert [each.returncode for each in processes] == [143, 143], said
+    step = int(said[0].split()[-1])
+    assert said[1] == ""
+
+    damaged = folder / "checkpoints" / "last.ckpt"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    epochs = f"trainer.max_epochs={step // 15 + 2}"
+    shutil.copytree(folder, tmp_path / "alone")
+    processes = commands.start_together(f"resume={folder}", epochs)
+    said = ["".join(each.communicate()) for each in processes]
+    assert [each.returncode for each in processes] == [0, 0], said
+    assert "".join(said).count("last.ckpt: is damaged") == 1
+    for each in commands.start_together(*settings, epochs, f"hydra.run.dir={tmp_path / 'whole'}"):
+        assert each.wait() == 0
+    assert differences(tmp_path / "whole", folder) == []
+
+    # With another number of devices it goes on too; sums are then added up in another order.
+    assert commands.run("train.py", f"resume={tmp_path / 'alone'}", epochs, "device=cpu").returncode == 0
+    ours, theirs = scalars(tmp_path / "alone"), scalars(folder)
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc"):
+        assert ours[tag] == [(step, pytest.approx(value, rel=1e-4)) for step, value in theirs[tag]]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from lenet.events import PATTERN
 from lenet.files import sync_file, write_whole
 from lenet.interrupts import Interrupts, Leave
 from lenet.module import Classifier
+from lenet.preflight import rank
 from lenet.tensorboard import RunLogger
 from lenet.throughput import Stopwatch
 
@@ -46,9 +47,9 @@ OURS = "lenet"
 """The key, in a checkpoint as Lightning makes it, of what this file adds."""
 
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("epochs", "global_step", "images_trained", "steps_in_epoch", "correct", "images"), int),
+    **dict.fromkeys(("epochs", "global_step", "images_trained", "steps_in_epoch"), int),
     **dict.fromkeys(("metrics", "events", "callbacks", "random"), dict),
-    **{"settings": str, "loss_sum": float, "best_val_acc": (float, type(None))},
+    **{"settings": str, "tallies": list, "best_val_acc": (float, type(None))},
 }
 
 
@@ -136,8 +137,12 @@ def find(folder: Path) -> Saved | None:
         except DamagedError as error:
             damaged.append(str(error))
             continue
-        for fault in damaged:
-            log.warning("%s; %s is used instead, of step %d", fault, path.name, saved.progress["global_step"])
+        except UserError:
+            if path.exists():
+                raise
+            continue  # the first of several processes has just put it out of the way
+        if damaged and rank() == 0:  # of several processes, which all find the same, one alone touches the files
+            log.warning("%s; %s is used instead, of step %d", *damaged, path.name, saved.progress["global_step"])
             # Out of the way: it must not become the previous one.
             path.with_name(LAST).replace(path.with_name(f"damaged.{LAST}"))
         return saved

@@ -102,17 +102,20 @@ class Classifier(pl.LightningModule):
             "metrics": dict(self.metrics),
             "images_trained": self.images_trained,
             "steps_in_epoch": self.steps_in_epoch,
-            "loss_sum": tally.loss_sum,
-            "correct": tally.correct,
-            "images": tally.images,
+            "tallies": self._gather([tally.loss_sum, tally.correct, tally.images]),
         }
 
     def go_on_from(self, progress: dict[str, Any]) -> None:
         """Take up what `progress` gave; before training starts."""
         self.best_val_acc, self.metrics = progress["best_val_acc"], dict(progress["metrics"])
         self.images_trained = progress["images_trained"]
-        tally = Tally(progress["loss_sum"], progress["correct"], progress["images"])
-        self._resumed = (progress["steps_in_epoch"], tally)
+        tallies = [
+            Tally(float(loss_sum), int(correct), int(images)) for loss_sum, correct, images in progress["tallies"]
+        ]
+        if len(tallies) != self.trainer.world_size:  # with other devices than before, the first takes up all
+            total = Tally(*(sum(values) for values in zip(*progress["tallies"], strict=True)))
+            tallies = [total] + [Tally()] * (self.trainer.world_size - 1)
+        self._resumed = (progress["steps_in_epoch"], tallies[self.global_rank])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28): bytes 0–255, or floats in [0, 1]."""
@@ -359,6 +362,14 @@ class Classifier(pl.LightningModule):
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         reduced: list[float] = self.trainer.strategy.reduce(tensor, reduce_op=operation).tolist()
         return reduced
+
+    def _gather(self, values: list[float]) -> list[list[float]]:
+        """The values of each device."""
+        devices, own = self.trainer.world_size, len(values)
+        # Each fills its row of a table of zeros.
+        table = [0.0] * (own * self.global_rank) + values + [0.0] * (own * (devices - 1 - self.global_rank))
+        table = self._reduce(table, "sum")
+        return [table[start : start + own] for start in range(0, len(table), own)]
 
 
 def steps_per_epoch(trainer: pl.Trainer) -> int:
