@@ -13,12 +13,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, FrameLocator, Page, Response, expect, sync_playwright
 
 from lenet import events
 from lenet.report import write_report
@@ -82,8 +83,9 @@ def address(sweep: Path) -> Iterator[str]:
         server.wait()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+@contextmanager
+def opened(browser: Browser) -> Iterator[Page]:
+    """A page that loads from this machine alone, and is to have no error."""
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
     page.set_default_timeout(PATIENCE)
     page.route("**/*", lambda route: route.continue_() if _is_here(route.request.url) else route.abort())
@@ -92,6 +94,20 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     page.close()
     assert mistakes == []
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with opened(browser) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def board(browser: Browser, address: str) -> Iterator[Page]:
+    """TensorBoard, which takes seconds to load; each test goes to a tab of its own."""
+    with opened(browser) as page:
+        page.goto(address)
+        yield page
 
 
 def _is_here(url: str) -> bool:
@@ -107,46 +123,51 @@ def save(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_scalars(page: Page, address: str, sweep: Path) -> None:
+def expect_shown(page: Page | FrameLocator, text: str) -> None:
+    """Wait until it is seen; tabs that were looked at before are hidden, and have texts as well."""
+    expect(page.get_by_text(text).locator("visible=true").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_scalars(board: Page, address: str, sweep: Path) -> None:
     def holds_the_tag(answer: Response) -> bool:
         return "scalars_multirun" in answer.url and "\r\nval/acc\r\n" in (answer.request.post_data or "")
 
-    with page.expect_response(holds_the_tag) as answer:
-        page.goto(f"{address}/#scalars&tagFilter=val%2Facc")
-    expect(page.get_by_text("tag: val/acc").first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_timeout(1000)
-    save(page, "scalars")
+    with board.expect_response(holds_the_tag) as answer:
+        board.goto(f"{address}/#scalars&tagFilter=val%2Facc")
+    expect_shown(board, "tag: val/acc")
+    board.wait_for_timeout(1000)
+    save(board, "scalars")
     for run in ("0", "1"):
         drawn = [(step, value) for _, step, value in answer.value.json()[run]]
         assert drawn == scalars(sweep / run, "val/acc")
 
 
-def test_the_tutorials_figure(page: Page, address: str, sweep: Path) -> None:
+def test_the_tutorials_figure(board: Page, address: str, sweep: Path) -> None:
     answers: dict[str, dict[str, Any]] = {}
 
     def keep(answer: Response) -> None:
         if "custom_scalars/scalars?" in answer.url:
             answers[parse_qs(urlsplit(answer.url).query)["run"][0]] = answer.json()["tag_to_events"]
 
-    page.on("response", keep)
-    page.goto(f"{address}/#custom_scalars")
-    expect(page.get_by_text("loss and accuracy by epoch")).to_be_visible(timeout=PATIENCE)
-    expect(page.get_by_text("Matches (6)")).to_be_visible(timeout=PATIENCE)  # three curves of two runs
-    page.wait_for_timeout(500)
-    save(page, "custom_scalars")
+    board.on("response", keep)
+    board.goto(f"{address}/#custom_scalars")
+    expect_shown(board, "loss and accuracy by epoch")
+    expect_shown(board, "Matches (6)")  # three curves of two runs
+    board.wait_for_timeout(500)
+    save(board, "custom_scalars")
     for run in ("0", "1"):
         drawn = {tag: [(step, value) for _, step, value in points] for tag, points in answers[run].items()}
         assert drawn == {tag: scalars(sweep / run, tag) for tag in FIGURE_TAGS}
 
 
-def test_hyperparameters(page: Page, address: str, sweep: Path) -> None:
-    page.goto(f"{address}/#hparams")
-    cells = page.locator("vaadin-grid-cell-content")
+def test_hyperparameters(board: Page, address: str, sweep: Path) -> None:
+    board.goto(f"{address}/#hparams")
+    cells = board.locator("vaadin-grid-cell-content")
     expect(cells.filter(has_text="Adam").first).to_be_visible(timeout=PATIENCE)
-    save(page, "hparams")
+    save(board, "hparams")
     texts = [text.strip() for text in cells.all_inner_texts()]
     assert {"Adam", "SGD"} <= set(texts)
-    table = page.evaluate(
+    table = board.evaluate(
         """async () => (await fetch('data/plugin/hparams/session_groups', {method: 'POST', body: JSON.stringify(
             {experimentName: '', allowedStatuses: ['STATUS_SUCCESS'], colParams: [], startIndex: 0, sliceSize: 9}
         )})).json()"""
@@ -168,22 +189,22 @@ def _same(text: str, value: float) -> bool:
         return False
 
 
-def test_images(page: Page, address: str) -> None:
-    page.goto(f"{address}/#images")
+def test_images(board: Page, address: str) -> None:
+    board.goto(f"{address}/#images")
     for tag in ("network/act1", "network/filters"):
-        expect(page.get_by_text(f"tag: {tag}").first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_timeout(1000)
-    save(page, "images")
-    loaded = page.locator("tf-image-loader img").evaluate_all("all => all.map(each => each.naturalWidth)")
+        expect_shown(board, f"tag: {tag}")
+    board.wait_for_timeout(1000)
+    save(board, "images")
+    loaded = board.locator("tf-image-loader img").evaluate_all("all => all.map(each => each.naturalWidth)")
     assert len(loaded) >= 4
     assert all(width > 100 for width in loaded)
 
 
-def test_curves_of_precision_and_recall(page: Page, address: str) -> None:
-    page.goto(f"{address}/#pr_curves")
-    expect(page.get_by_text(f"tag: val/{CLASSES[0]}").first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_timeout(500)
-    save(page, "pr_curves")
+def test_curves_of_precision_and_recall(board: Page, address: str) -> None:
+    board.goto(f"{address}/#pr_curves")
+    expect_shown(board, f"tag: val/{CLASSES[0]}")
+    board.wait_for_timeout(500)
+    save(board, "pr_curves")
 
 
 @pytest.mark.parametrize(
@@ -195,22 +216,22 @@ def test_curves_of_precision_and_recall(page: Page, address: str) -> None:
         ("graphs", "Main Graph"),
     ],
 )
-def test_other_tabs(page: Page, address: str, tab: str, text: str) -> None:
-    page.goto(f"{address}/#{tab}")
-    expect(page.get_by_text(text).first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_timeout(1000)
-    save(page, tab)
+def test_other_tabs(board: Page, address: str, tab: str, text: str) -> None:
+    board.goto(f"{address}/#{tab}")
+    expect_shown(board, text)
+    board.wait_for_timeout(1000)
+    save(board, tab)
     if tab == "graphs":
-        expect(page.locator("svg text").filter(has_text="conv2").first).to_be_attached(timeout=PATIENCE)
+        expect(board.locator("svg text").filter(has_text="conv2").first).to_be_attached(timeout=PATIENCE)
 
 
-def test_the_projector(page: Page, address: str) -> None:
-    page.goto(f"{address}/#projector")
-    inside = page.frame_locator("iframe").frame_locator("iframe")
+def test_the_projector(board: Page, address: str) -> None:
+    board.goto(f"{address}/#projector")
+    inside = board.frame_locator("iframe").frame_locator("iframe")
     for text in ("Points: 100", "Dimension: 84"):
-        expect(inside.get_by_text(text).first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_timeout(2000)
-    save(page, "projector")
+        expect_shown(inside, text)
+    board.wait_for_timeout(2000)
+    save(board, "projector")
 
 
 CHARTS = (
