@@ -17,7 +17,7 @@ train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS))$(findstring data
 	$(VENV) train.py model=lenet $(ARGS)
 
 test: $(ENVIRONMENT) $(DATA)
-	$(VENV) -m pytest
+	$(VENV) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: $(ENVIRONMENT)
 	$(VENV) -m ruff check .

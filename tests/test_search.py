@@ -42,10 +42,10 @@ def study(folder: Path, name: str = "lr_batch") -> optuna.Study:
 
 
 def test_a_search_ends_with_a_command_that_trains(tune: Tune, commands: Commands, tmp_path: Path) -> None:
-    run = tune(tmp_path, "tune.trials=6", "tune.startup_trials=2")
+    run = tune(tmp_path, "tune.trials=4", "tune.startup_trials=2")
     assert run.returncode == 0, run.stderr
     trials = study(tmp_path).trials
-    assert len(trials) == 6
+    assert len(trials) == 4
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
     assert all(1 <= len(trial.intermediate_values) <= 2 for trial in trials)
     for page in ("optimization_history", "intermediate_values", "parallel_coordinate", "slice"):
@@ -62,8 +62,8 @@ def test_a_search_ends_with_a_command_that_trains(tune: Tune, commands: Commands
     for trial in trials:  # never the test images
         assert '"test/acc": null' in (tmp_path / "trials" / str(trial.number) / "metrics.json").read_text()
     # Enough is enough; and with more wanted, it goes on.
-    assert tune(tmp_path, "tune.trials=6", "tune.startup_trials=2").returncode == 0
-    assert len(study(tmp_path).trials) == 6
+    assert tune(tmp_path, "tune.trials=4", "tune.startup_trials=2").returncode == 0
+    assert len(study(tmp_path).trials) == 4
 
 
 def test_trials_that_diverge_count_as_failed(tune: Tune, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_trial_that_is_interrupted_is_run_again(commands: Commands, tmp_path: 
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_two_workers_and_one_that_is_killed(commands: Commands, tmp_path: Path, storage: str) -> None:
     url = f"{storage}:///{tmp_path}/shared.{storage}"
-    command = words(tmp_path, "tune.trials=8", f"tune.storage={url}", "trainer.max_epochs=3", "data.train_size=2000")
+    command = words(tmp_path, "tune.trials=5", f"tune.storage={url}", "trainer.max_epochs=3", "data.train_size=2000")
     workers = [commands.start(TUNE, *command) for _ in range(2)]
     deadline = time.monotonic() + 100
     while len(list((tmp_path / "trials").glob("*/metrics.json"))) < 2:
@@ -115,7 +115,7 @@ def test_two_workers_and_one_that_is_killed(commands: Commands, tmp_path: Path, 
         store = optuna.storages.JournalStorage(JournalFileBackend(f"{tmp_path}/shared.journal"))
     trials = optuna.load_study(study_name="lr_batch", storage=store).trials
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(ended) == 8
+    assert len(ended) == 5
     others = [trial for trial in trials if trial not in ended]
     assert all(trial.state == TrialState.FAIL for trial in others)
     # Each that was lost with its worker is repeated once, and none else is.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lenet.sameness import differences
 from tests.commands import Commands
 from tests.conftest import Finished, TrainCommand
 
@@ -74,13 +75,16 @@ def test_a_job_that_fails_does_not_stop_the_others(sweep: TrainCommand) -> None:
     assert run.stdout.index("error: the weights") < run.stdout.index("Job 2:")
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, commands: Commands, tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_goes_on_where_it_was(
+    sweep: TrainCommand, commands: Commands, train_here: TrainCommand, tmp_path: Path
+) -> None:
     folder = tmp_path / "sweep"
-    overrides = ("optimizer.lr=0.1,0.2,0.3,0.4", "trainer.max_epochs=3", "data.train_size=3000")
+    long = ("trainer.max_epochs=3", "data.train_size=3000", "checkpoint.every_seconds=0", "trainer.log_every_n_steps=4")
+    overrides = ("optimizer.lr=0.1,0.2,0.3,0.4", *long)
     words = ["-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}"]
     process = commands.start("train.py", *words)
     deadline = time.monotonic() + 60
-    while not (done(folder) and (folder / "1" / "checkpoints").exists()):
+    while not (folder / "1" / "checkpoints" / "last.ckpt").exists():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
@@ -99,6 +103,9 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: TrainCommand, comman
     assert set(after) == {"0", "1", "2", "3"}
     assert all(after[job] == when for job, when in before.items())  # what was done is not done again
     assert f"({4 - len(before)} of 4 jobs to do)" in run.stdout
+    # What was in the middle goes on from there, to the same as if nothing had been.
+    assert f"Run folder: {folder / '1'} (goes on after step" in run.stdout
+    assert differences(train_here(*SMALL, *long, "optimizer.lr=0.2").folder, folder / "1") == []
     assert not (tmp_path / "unused").exists()
 
 

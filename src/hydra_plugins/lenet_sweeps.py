@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
-from lenet import folders, preflight, sweep
+from lenet import folders, preflight, provenance, sweep
 from lenet.config import read_settings
 from lenet.errors import UserError
 from lenet.interrupts import saying
@@ -120,8 +120,11 @@ class Grid(Sweeper):
             self.config.hydra.sweep.dir = str(whole.folder)
             self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
         left = whole.left()
-        for job in left:
-            whole.discard(job)
+        # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
+        go_on = call_in_fork(lambda _: [_can_go_on(whole.folder_of(job)) for job in left])
+        for job, goes_on in zip(left, go_on, strict=True):
+            if not goes_on:
+                whole.discard(job)
         log.info("Sweep folder: %s (%d of %d jobs to do)", whole.folder, len(left), len(whole.jobs))
         remedy = f"the same command with sweep.resume={whole.folder} goes on"
         try:
@@ -167,6 +170,20 @@ def _alone(folder: Path) -> AbstractContextManager[object]:
         return FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout:
         raise UserError(f"sweep.resume={folder}: another process is at work on it; wait for its end") from None
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether a run in that folder was ended, and has left what it can go on from."""
+    if not (folder / provenance.FILE).exists():
+        return False
+    from lenet import checkpoints  # loads torch
+
+    try:
+        provenance.read(folder)
+        checkpoints.refuse_damaged_best(folder)
+        return checkpoints.find(folder) is not None
+    except UserError:
+        return False
 
 
 def _name(words: Sequence[str]) -> str:

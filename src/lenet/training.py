@@ -86,10 +86,13 @@ def train(config: DictConfig) -> float | None:
     """
     settings = read_settings(config)
     hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
     if hydra.mode == RunMode.MULTIRUN:
         check(settings)  # a single run was checked before it got a folder
+        if (folder / provenance.FILE).exists():  # of a sweep that was ended in the middle of this job
+            settings = settings.model_copy(update={"resume": str(folder)})
     first = hydra.mode != RunMode.MULTIRUN or hydra.job.num == 0
-    best: float | None = run(settings, Path(hydra.runtime.output_dir), introduce=first)["best_val_acc"]
+    best: float | None = run(settings, folder, introduce=first)["best_val_acc"]
     return best
 
 
