@@ -176,12 +176,12 @@ def _can_go_on(folder: Path) -> bool:
     """Whether a run in that folder was ended, and has left what it can go on from."""
     if not (folder / provenance.FILE).exists():
         return False
-    from lenet import checkpoints  # loads torch
+    from lenet import saved  # loads torch
 
     try:
         provenance.read(folder)
-        checkpoints.refuse_damaged_best(folder)
-        return checkpoints.find(folder) is not None
+        saved.refuse_damaged_best(folder)
+        return saved.find(folder) is not None
     except UserError:
         return False
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lenet import checkpoint_file, checkpoints, events
+from lenet import checkpoint_file, events, saved
 
 TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
 """What differs from run to run."""
@@ -21,8 +21,8 @@ def differences(run: Path, other: Path) -> list[str]:
         UserError, OSError: a run has not ended, or its files are damaged.
     """
     found = []
-    for name in (checkpoints.LAST, checkpoints.BEST):
-        paths = [folder / checkpoints.FOLDER / name for folder in (run, other)]
+    for name in (saved.LAST, saved.BEST):
+        paths = [folder / saved.FOLDER / name for folder in (run, other)]
         if len({path.exists() for path in paths}) == 2:
             found.append(f"{name}: one has it, the other does not")
         elif paths[0].exists():

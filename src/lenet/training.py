@@ -25,8 +25,8 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lenet import checkpoints, preflight, provenance
-from lenet.checkpoints import Checkpoints, Saved
+from lenet import preflight, provenance
+from lenet.checkpoints import Checkpoints
 from lenet.config import Settings, read_settings
 from lenet.dashboard import Dashboard
 from lenet.data import ImageDataModule
@@ -39,6 +39,7 @@ from lenet.model import xavier_uniform_
 from lenet.module import Classifier
 from lenet.progress import Progress
 from lenet.resume import refuse_another
+from lenet.saved import FOLDER, LAST, Saved, find, refuse_damaged_best
 from lenet.summary import stages, table
 from lenet.tensorboard import RunLogger
 from lenet.throughput import Throughput
@@ -141,7 +142,7 @@ def run(
     try:
         if trainer.is_global_zero:
             provenance.write(folder, settings.plain)
-            (folder / checkpoints.FOLDER).mkdir(exist_ok=True)
+            (folder / FOLDER).mkdir(exist_ok=True)
             events = saved.progress["events"] if saved is not None else None
             with saved.looked_at() if saved is not None else contextlib.nullcontext():
                 goes_on = logger.resume(events, saved.progress["global_step"] + 1 if saved is not None else 0)
@@ -158,7 +159,7 @@ def run(
         if trainer.is_global_zero:
             write_json(folder / "metrics.json", result)
     except DivergenceError as error:
-        last = folder / checkpoints.FOLDER / checkpoints.LAST
+        last = folder / FOLDER / LAST
         left = f"the last good weights are in {last}" if last.exists() else "no checkpoint was written"
         raise UserError(f"{error}; {left}") from None
     except Leave as leave:
@@ -191,7 +192,7 @@ def _saved(settings: Settings, folder: Path) -> Saved | None:
     Raises:
         UserError: there is none that this run can go on from.
     """
-    saved = checkpoints.find(folder)
+    saved = find(folder)
     then = provenance.read(folder)["versions"]
     for name, version in provenance.versions().items():
         if name in ("torch", "numpy", "lightning") and then.get(name) != version:
@@ -200,7 +201,7 @@ def _saved(settings: Settings, folder: Path) -> Saved | None:
             )
     if saved is None:
         return None
-    checkpoints.refuse_damaged_best(folder)
+    refuse_damaged_best(folder)
     refuse_another(saved.settings, settings.plain, saved.path)
     if settings.trainer.max_epochs < saved.place[0]:
         raise UserError(
@@ -283,7 +284,7 @@ def _describe(
 
 
 def _what_is_left(folder: Path) -> str:
-    if (folder / checkpoints.FOLDER / checkpoints.LAST).exists():
+    if (folder / FOLDER / LAST).exists():
         return f"python train.py resume={folder} goes on from the last checkpoint"
     return "no checkpoint was written"
 

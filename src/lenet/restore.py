@@ -1,0 +1,121 @@
+"""Puts a run to where a checkpoint was: weights, optimizer, schedule, what Lightning counts, and random numbers.
+
+Lightning's own restart knows blocks alone (see `lenet.data`), and checks nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from lenet.data import ImageDataModule
+from lenet.errors import UserError
+from lenet.module import Classifier
+from lenet.saved import Saved
+
+
+def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
+    """Put weights, optimizer, schedule and place in the run to where they were.
+
+    Raises:
+        UserError: it is of another model, or of another optimizer.
+    """
+    content, progress = saved.content, saved.progress
+    ours, theirs = module.state_dict(), content["state_dict"]
+    if {name: value.shape for name, value in ours.items()} != {
+        name: getattr(value, "shape", None) for name, value in theirs.items()
+    }:
+        raise UserError(f"{saved.path}: is a checkpoint of another model than the configuration of the run")
+    module.load_state_dict(theirs)
+    module.go_on_from(progress)
+    _take_up_optimizer(saved, trainer, module)
+    _place(trainer, progress["epochs"], progress["global_step"], _blocks(trainer, progress["steps_in_epoch"]))
+
+
+def _take_up_optimizer(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
+    (optimizer,), states = trainer.optimizers, saved.content["optimizer_states"]
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        (state,) = states
+        for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            for key in ours.keys() - {"params", "lr", "initial_lr"}:
+                if ours[key] != (tuple(theirs[key]) if isinstance(ours[key], tuple) else theirs[key]):
+                    raise ValueError(key)
+        for number, values in state["state"].items():
+            for value in values.values():
+                if torch.is_tensor(value) and value.dim() > 0 and value.shape != shapes[number]:
+                    raise ValueError("shape")
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{saved.path}: is a checkpoint of another optimizer than the configuration of the run ({error})"
+        ) from None
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    if not schedulers:
+        return
+    planned = saved.settings["trainer"]["max_epochs"]
+    for scheduler, state in zip(schedulers, saved.content["lr_schedulers"], strict=False):
+        if planned == trainer.max_epochs:
+            known = scheduler.state_dict()
+            if not isinstance(state, dict) or {k: type(v) for k, v in known.items()} != {
+                k: type(v) for k, v in state.items()
+            }:
+                raise UserError(f"{saved.path}: is a checkpoint of another scheduler than the configuration of the run")
+            scheduler.load_state_dict(state)
+        else:
+            # A run that is made longer gets the schedule of its new length, and is placed in it.
+            for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = base
+            for _ in range(saved.progress["global_step"]):
+                scheduler.step()
+
+
+def _blocks(trainer: pl.Trainer, steps: int) -> int:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, ImageDataModule)
+    return steps // data.block_steps
+
+
+def _place(trainer: pl.Trainer, epochs: int, steps: int, blocks: int) -> None:
+    """Set what Lightning counts: epochs that are done, steps in all, blocks of the next epoch that are done."""
+    loop = trainer.fit_loop
+    for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
+        vars(tracker).update(ready=epochs, started=epochs, processed=epochs, completed=epochs)
+    vars(loop.epoch_loop.manual_optimization.optim_step_progress.total).update(ready=steps, completed=steps)
+    if blocks > 0:
+        # As Lightning has it of an epoch that was about to start, but for its blocks.
+        loop.epoch_progress.total.ready = loop.epoch_progress.current.ready = epochs + 1
+        batches = loop.epoch_loop.batch_progress
+        for tracker in (batches.total, batches.current):
+            vars(tracker).update(ready=blocks, started=blocks, processed=blocks, completed=blocks)
+        loop.restarting = True
+
+
+def random_numbers() -> dict[str, Any]:
+    """The states of all generators that a run may draw from, as tensors and plain values; and how many threads add."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    version, state, gauss = random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": [version, list(state), gauss],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def set_random_numbers(states: dict[str, Any]) -> None:
+    """Go on with what `random_numbers` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, state, gauss = states["python"]
+    random.setstate((version, tuple(state), gauss))
+    torch.set_num_threads(states["threads"])  # a sum by two threads may round otherwise than one by four
