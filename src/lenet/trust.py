@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lenet.errors import UserError
 
+CALLBACKS = {"preflight": {"_target_": "lenet.cli.Preflight"}}
+
 TARGETS = {
     "hydra.callbacks.preflight": {"lenet.cli.Preflight"},
     "hydra.sweeper": {
@@ -37,6 +39,11 @@ COMMANDS = ("python", "setup", "srun_args", "additional_parameters")
 """What the launcher of a cluster would put into a shell script."""
 
 LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
+JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"
+INSTANTIATED = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
+INTERPOLATIONS = {LOG_FILE, JOBS_FOLDER, "${hydra.job.name}"}
+"""Those that the program and its plugins have in these sections. Any other could become whatever it points to."""
+
 LOGGING = {"version", "formatters", "handlers", "root", "loggers", "disable_existing_loggers"}
 HANDLER = {"class", "formatter", "stream", "filename", "delay", "level", "mode"}
 HANDLER_CLASSES = {"logging.StreamHandler", "logging.FileHandler"}
@@ -65,12 +72,19 @@ def check(section: dict[str, Any]) -> None:
     for name in ("run", "sweep", "job", "callbacks", "launcher", "sweeper", "job_logging", "hydra_logging"):
         if not isinstance(section.get(name) or {}, dict):
             raise _refused(f"hydra.{name}", section[name], "should be a mapping")
+    for name in INSTANTIATED:
+        for key, value in _parts(section.get(name) or {}, f"hydra.{name}"):
+            if isinstance(value, str) and "${" in value and value not in INTERPOLATIONS:
+                raise _refused(key, value, "write the value itself")
     for key, value in _parts(section, "hydra"):
         owner, _, name = key.rpartition(".")
         if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
             raise _refused(key, value, "only the program's own classes are (launcher=processes and the like name them)")
-    if others := set(section.get("callbacks") or {}) - {"preflight"}:
+    callbacks = section.get("callbacks") or {}
+    if others := set(callbacks) - set(CALLBACKS):
         raise _refused(f"hydra.callbacks.{min(others)}", "…", "there are no others than the program's own")
+    if callbacks != CALLBACKS:
+        raise _refused("hydra.callbacks", callbacks, "the program's own stay as they are")
     for name in ("job_logging", "hydra_logging"):
         _check_logging(f"hydra.{name}", section.get(name) or {})
     _check_launcher(section.get("launcher") or {})
@@ -129,8 +143,8 @@ def _check_launcher(launcher: dict[str, Any]) -> None:
     for name in COMMANDS:
         if launcher.get(name):
             raise _refused(f"hydra.launcher.{name}", launcher[name], "prepare the shell that starts the sweep instead")
-    folder = launcher.get("submitit_folder", "${hydra.sweep.dir}/.submitit/%j")
-    if folder != "${hydra.sweep.dir}/.submitit/%j":
+    folder = launcher.get("submitit_folder", JOBS_FOLDER)
+    if folder != JOBS_FOLDER:
         raise _refused("hydra.launcher.submitit_folder", folder, "jobs are kept in the sweep's folder")
     for key, value in _parts(launcher, "hydra.launcher"):
         if isinstance(value, str) and len(value.splitlines()) > 1:
