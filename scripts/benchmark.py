@@ -16,16 +16,11 @@ from pathlib import Path
 from lenet.benchmarks import layers, train
 from lenet.benchmarks.contenders import Task
 from lenet.benchmarks.report import save
+from lenet.cli import at_least_one
 from lenet.errors import UserError
 from lenet.training import check
 
 PROJECT = Path(__file__).resolve().parent.parent
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: should be a whole number of at least 1")
-    return int(text)
 
 
 def main() -> None:

@@ -9,16 +9,16 @@ import tempfile
 from pathlib import Path
 
 from lenet.chaos import chaos
-from lenet.cli import one_line_errors
+from lenet.cli import at_least_one, one_line_errors
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100, help="how many runs to harm (default: 100)")
+    parser.add_argument("--rounds", type=at_least_one, default=100, help="how many runs to harm (default: 100)")
     parser.add_argument("--seed", type=int, help="of all that is drawn (default: a new one, which is printed)")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="how many at a time (default: 2)")
     parser.add_argument("--data", type=Path, default=PROJECT / "data", help="Fashion-MNIST's folder")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(2**32)

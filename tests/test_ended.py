@@ -13,7 +13,7 @@ import pytest
 
 from lenet.sameness import differences, scalars
 from tests.commands import Command, Commands
-from tests.conftest import TrainCommand
+from tests.conftest import Finished, TrainCommand
 
 LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.test_size=50", "dashboard=minimal")
 
@@ -97,6 +97,39 @@ def test_two_processes_that_are_ended_go_on(commands: Commands, tmp_path: Path) 
         assert ours[tag] == [(step, pytest.approx(value, rel=1e-4)) for step, value in theirs[tag]]
 
 
+@pytest.mark.parametrize("to", ["the first", "both"])
+def test_processes_that_lightning_starts_end_together(commands: Commands, tmp_path: Path, to: str) -> None:
+    small = ("data.train_size=1000", "data.batch_size=64", "trainer.log_every_n_steps=4", "device=ddp")
+    folder = tmp_path / "run"
+    run = started(commands, folder, *small, "device.devices=2", "trainer.max_epochs=100")
+    for pid in run.processes() if to == "both" else [run.pid]:  # both, as when Ctrl-C is pressed in a terminal
+        os.kill(pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert said.startswith(f"interrupted; python train.py resume={folder} goes on after step ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_run_that_is_finished_is_finished_for_each_process(
+    commands: Commands, finished_run: Finished, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    processes = commands.start_together(f"resume={folder}")
+    said = [each.communicate(timeout=30) for each in processes]
+    assert [each.returncode for each in processes] == [0, 0], said
+    assert said == [(f"{folder}: is finished; trainer.max_epochs=NUMBER trains on\n", ""), ("", "")]
+
+
+def test_links_in_a_runs_folder_are_refused(commands: Commands, finished_run: Finished, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    (tmp_path / "thesis").write_text("precious")
+    (folder / "events.out.tfevents.1").symlink_to(tmp_path / "thesis")
+    done = commands.run("train.py", f"resume={folder}", "trainer.max_epochs=4")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "events.out.tfevents.1: is a link" in done.stderr
+    assert (tmp_path / "thesis").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -128,21 +161,23 @@ def test_a_folder_that_cannot_be_gone_on_with(commands: Commands, damage: str, t
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="a small disk can be made by root alone")
-def test_a_disk_that_is_full(commands: Commands, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_is_full(commands: Commands, tmp_path: Path, processes: int) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "small", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small disk cannot be made here")
     try:
-        words = ("trainer.max_epochs=6", *LONG, "dashboard=full")
-        done = commands.run("train.py", *words, f"hydra.run.dir={folder}")
-        assert done.returncode == 1
-        assert "cannot be written (No space left on device)" in done.stderr
-        assert f"resume={folder} goes on" in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        words = ("trainer.max_epochs=6", *LONG, "dashboard=full", f"hydra.run.dir={folder}")
+        runs = commands.start_together(*words) if processes == 2 else [commands.start("train.py", *words)]
+        said = [each.communicate(timeout=60)[1] for each in runs]
+        assert [each.returncode for each in runs] == [1] * processes, said
+        assert "cannot be written (No space left on device)" in said[0]
+        assert f"resume={folder} goes on" in said[0]
+        assert [len(each.splitlines()) for each in said] == [1, 0][:processes]
         subprocess.run([*mount[:3], "-o", "remount,size=100m", str(folder)], check=True)
-        done = commands.run("train.py", f"resume={folder}")
+        done = commands.run("train.py", f"resume={folder}", "device=cpu")
         assert done.returncode == 0, done.stderr
         assert [step for step, _ in scalars(folder)["train/loss"]] == [12 * epoch for epoch in range(1, 7)]
     finally:

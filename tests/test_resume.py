@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lenet import checkpoint_file, checkpoints, events, interrupts, provenance
+from lenet import checkpoint_file, checkpoints, events, folders, interrupts, provenance
 from lenet.cli import compose_settings
 from lenet.errors import UserError
 from lenet.interrupts import Interrupted
@@ -89,6 +89,7 @@ VARIANTS = {
     "max_steps": ("trainer.max_steps=33",),
     "fewer batches": ("+trainer.limit_train_batches=9",),
     "validation within the epoch": ("+trainer.val_check_interval=3",),
+    "validation over epochs": ("+trainer.val_check_interval=5", "+trainer.check_val_every_n_epoch=null"),
     "test after each epoch": ("test_every_epoch=true",),
     "dashboards": ("dashboard=full",),
     "nothing held out": ("data.val_size=0",),
@@ -230,9 +231,25 @@ def spoil_settings(content: dict[str, Any]) -> None:
     content["lenet"]["settings"] = json.dumps(settings)
 
 
+def spoil_size(content: dict[str, Any]) -> None:
+    content["state_dict"]["net.fc3.bias"] = torch.zeros(1).expand(10**11)
+
+
+def spoil_depth(content: dict[str, Any]) -> None:
+    wide: list[Any] = [0]
+    for _ in range(30):
+        wide = [wide] * 10  # each of which is the same one
+    content["optimizer_states"] = wide
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (spoil_size, "net.fc3.bias is no tensor as a run saves it"),
+        (spoil_depth, "holds more than 1,000,000 values"),
+        (lambda content: content["lenet"].update(settings="[]"), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(tallies=[["x"]]), "no checkpoint of a run"),
+        (lambda content: content["lenet"]["random"].update(threads=10**6), "no checkpoint of a run"),
         (spoil_weights, r"state_dict.net.fc3.bias holds numbers that are not finite"),
         (spoil_model, "another model"),
         (spoil_optimizer, r"another optimizer.*momentum"),
@@ -266,7 +283,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
         at_step(20, lambda: patched.setattr(checkpoints, "write_whole", full_disk))
         with pytest.raises(UserError) as ended:
             start(tmp_path / "full")
-    line = f"last.ckpt: cannot be written ({os.strerror(errno.ENOSPC)}); the last good checkpoint, of step 14, is whole"
+    line = f"best.ckpt: cannot be written ({os.strerror(errno.ENOSPC)}); the last good checkpoint, of step 14, is whole"
     assert line in str(ended.value)
     resume(tmp_path / "full")
     assert differences(tmp_path / "whole", tmp_path / "full") == []
@@ -304,6 +321,35 @@ def test_a_longer_run_has_the_schedule_of_its_length(tmp_path: Path) -> None:
     rates = [dict(scalars(tmp_path / name)["lr"]) for name in ("run", "long")]
     assert rates[0][42] == rates[1][42]
     assert rates[0][28] == rates[1][28]
+
+
+def test_an_epoch_that_was_begun_is_not_left_out(
+    tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None]
+) -> None:
+    at_step(20, terminate)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "run")
+    settings = provenance.read(tmp_path / "run")["settings"]
+    settings["trainer"]["max_epochs"] = 1
+    with pytest.raises(UserError, match=r"trainer.max_epochs=1: the run has done 1 epochs and begun another already"):
+        run(compose_settings(PROJECT, *SMALL).model_validate({**settings, "resume": "yes"}), tmp_path / "run")
+
+
+def test_two_processes_do_not_go_on_with_one_run(copy: Path) -> None:
+    with folders.alone(copy, "resume"), pytest.raises(UserError, match="another process is at work on it"):
+        resume(copy)
+
+
+def test_each_start_of_a_run_is_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = provenance.read(copy)
+    monkeypatch.setattr("sys.argv", ["tune.py", "tune.storage=postgresql://me:secret@host/db"])
+    resume(copy)
+    content = provenance.read(copy)
+    assert {key: content[key] for key in ("command", "versions", "git")} == {
+        key: first[key] for key in ("command", "versions", "git")
+    }
+    assert content["resumed"][-1]["command"] == ["python", "tune.py", "tune.storage=postgresql://me:…@host/db"]
+    assert "secret" not in (copy / "run.json").read_text()
 
 
 def test_fewer_epochs_than_are_done_are_refused(copy: Path) -> None:

@@ -22,9 +22,19 @@ def test_get_data_names_what_is_wrong_in_one_line(commands: Commands, tmp_path: 
     assert done.stderr.startswith("error: data.root=")
 
 
-@pytest.mark.parametrize("arguments", [["train", "--rounds", "0"], ["layers", "--rounds", "-1"], ["training"]])
-def test_the_benchmark_refuses_what_it_cannot_do(commands: Commands, arguments: list[str]) -> None:
-    done = commands.run("scripts/benchmark.py", *arguments)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "benchmark.py train --rounds 0",
+        "benchmark.py layers --rounds -1",
+        "benchmark.py training",
+        "chaos.py --rounds 0",
+        "chaos.py --jobs 0",
+    ],
+)
+def test_a_script_refuses_what_it_cannot_do(commands: Commands, words: str) -> None:
+    script, *arguments = words.split()
+    done = commands.run(f"scripts/{script}", *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 

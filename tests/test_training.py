@@ -93,7 +93,7 @@ def test_the_model_learns_the_synthetic_images(finished_run: Finished) -> None:
 def test_what_a_run_leaves(finished_run: Finished) -> None:
     names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in finished_run.folder.iterdir()}
     files = {".hydra", "train.log", "metrics.json", "checkpoints", "events.out.tfevents"}
-    assert names == files | {"run.json", "projector", "projector_config.pbtxt"}
+    assert names == files | {".lock", "run.json", "projector", "projector_config.pbtxt"}
     log = (finished_run.folder / "train.log").read_text()
     for line in finished_run.stdout.splitlines():
         assert line in log
@@ -101,7 +101,7 @@ def test_what_a_run_leaves(finished_run: Finished) -> None:
 
 def test_metrics_json(finished_run: Finished) -> None:
     metrics = finished_run.metrics
-    others = {"best_val_acc", "epochs", "images", "seed", "device", "parameters", "seconds", "versions"}
+    others = {"best_val_acc", "epochs", "images", "seed", "device", "parameters", "seconds", "versions", "steps"}
     assert set(metrics) == set(TAGS) | others | {"dashboard_seconds", "checkpoint_seconds"}
     assert 0 < metrics["dashboard_seconds"] < 10
     assert (metrics["epochs"], metrics["images"], metrics["seed"]) == (3, 15_000, 0)

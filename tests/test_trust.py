@@ -36,7 +36,7 @@ from tests.conftest import TrainCommand
         ("hydra/launcher=submitit_slurm hydra.launcher.setup=[evil]", "hydra.launcher.setup=['evil']"),
         ("hydra/launcher=submitit_slurm +hydra.launcher.additional_parameters={a:evil}", "additional_parameters="),
         ("hydra.launcher=x", "hydra.launcher=x"),
-        ("hydra.callbacks.preflight=${oc.create:{_target_:builtins.print}}", "hydra.callbacks.preflight="),
+        ("hydra.callbacks.preflight='${oc.create:{_target_:builtins.print}}'", "hydra.callbacks.preflight="),
         ("+evil={_target_:builtins.print} hydra.callbacks.preflight=${evil}", "hydra.callbacks.preflight=${evil}"),
         ("+evil={_target_:os.system} +hydra.callbacks.preflight.x=${evil}", "hydra.callbacks.preflight.x=${evil}"),
         ("+hydra.callbacks.preflight.x=1", "hydra.callbacks={"),
@@ -54,7 +54,7 @@ from tests.conftest import TrainCommand
     ],
 )
 def test_hydras_own_section_names_nothing_else(override: str, key: str) -> None:
-    words = [word.strip("'") for word in override.split(" ")]
+    words = [word[1:-1] if word.startswith("'") else word for word in override.split(" ")]
     with pytest.raises(UserError, match="not allowed here") as refused:
         compose_config(PROJECT, "train", words)
     assert key in str(refused.value)

@@ -12,11 +12,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -65,7 +63,7 @@ class Grid(Sweeper):
             )
         jobs = self._plan(arguments)
         whole = self._resumed(jobs) if self.config.sweep.resume else self._begun(jobs)
-        with _alone(whole.folder):
+        with folders.alone(whole.folder, "sweep.resume"):
             self._run(whole)
 
     def _plan(self, arguments: Sequence[str]) -> list[Job]:
@@ -164,26 +162,18 @@ def _combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*choices.values()))
 
 
-def _alone(folder: Path) -> AbstractContextManager[object]:
-    """A lock on the sweep; it ends with this process, however that ends."""
-    try:
-        return FileLock(folder / ".lock").acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"sweep.resume={folder}: another process is at work on it; wait for its end") from None
-
-
 def _can_go_on(folder: Path) -> bool:
     """Whether a run in that folder was ended, and has left what it can go on from."""
     if not (folder / provenance.FILE).exists():
         return False
-    from lenet import saved  # loads torch
+    from lenet import checkpoint_file, saved  # loads torch
 
     try:
-        provenance.read(folder)
-        saved.refuse_damaged_best(folder)
         return saved.find(folder) is not None
+    except checkpoint_file.DamagedError:
+        return False  # nothing is lost by beginning anew
     except UserError:
-        return False
+        return True  # the job itself says what is wrong; what is there stays
 
 
 def _name(words: Sequence[str]) -> str:

@@ -26,6 +26,10 @@ _END_RECORD, _END_RECORD_SIZE = b"PK\x05\x06", 22
 """A zip archive without a comment ends with a record of this size; its last two bytes are the comment's length."""
 
 
+MOST_VALUES = 1_000_000
+"""So many dicts, lists, tensors and plain values. A run's has some hundreds, and a few thousand of random states."""
+
+
 class DamagedError(UserError):
     """The file is not as it was written: cut off, or altered."""
 
@@ -59,7 +63,8 @@ def read(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: is damaged: its checksum is not that of its content")
     try:
         members = zipfile.ZipFile(io.BytesIO(content)).infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > size for member in members):
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > size:
             raise UserError(f"{path}: is no checkpoint: parts of it are compressed, and could be of any size")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError:
@@ -76,18 +81,29 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def refuse_not_finite(path: Path, values: Any, name: str = "") -> None:
-    """Refuse a checkpoint with a tensor or number that is not finite.
+def refuse_not_finite(path: Path, values: dict[str, Any]) -> None:
+    """Refuse a checkpoint with a tensor or number that is not finite, or that would take long to look through.
 
     Raises:
         UserError: names the first one.
     """
-    match values:
-        case dict():
-            for key, value in values.items():
-                refuse_not_finite(path, value, f"{name}.{key}".lstrip("."))
-        case list() | tuple():
-            for number, value in enumerate(values):
-                refuse_not_finite(path, value, f"{name}.{number}")
-        case Tensor() | float() if not torch.isfinite(torch.as_tensor(values)).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite; nothing can be trained from there")
+    left: list[tuple[str, Any]] = [("", values)]
+    for _ in range(MOST_VALUES):
+        if not left:
+            return
+        name, value = left.pop()
+        match value:
+            case dict():
+                left += [(f"{name}.{key}".lstrip("."), inner) for key, inner in reversed(value.items())]
+            case list() | tuple():
+                left += [(f"{name}.{number}", inner) for number, inner in reversed(list(enumerate(value)))]
+            case Tensor() if value.layout != torch.strided or value.device.type != "cpu" or not _is_all_there(value):
+                raise UserError(f"{path}: {name} is no tensor as a run saves it")
+            case Tensor() | float() if not torch.isfinite(torch.as_tensor(value)).all():
+                raise UserError(f"{path}: {name} holds numbers that are not finite; nothing can be trained from there")
+    raise UserError(f"{path}: is no checkpoint of a run: it holds more than {MOST_VALUES:,} values")
+
+
+def _is_all_there(tensor: Tensor) -> bool:
+    """Whether each of its numbers is in the file, and not one of them many times."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lenet.checkpoint_file import encode
+from lenet.endings import cannot_write
 from lenet.errors import UserError
 from lenet.events import PATTERN
 from lenet.files import sync_file, write_whole
@@ -35,12 +36,14 @@ class WholeFileIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, after the events that belong to it.
 
     Attributes:
-        error: why the last one could not be written.
-        written: the number of steps after which the last one that could be was made.
+        error: why one could not be written.
+        failed: the path of that one.
+        written: the number of steps after which last.ckpt, as it is on the disk, was made.
     """
 
     def __init__(self) -> None:
         self.error: OSError | None = None
+        self.failed: Path | None = None
         self.written: int | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -49,9 +52,10 @@ class WholeFileIO(TorchCheckpointIO):
             for events in path.parent.parent.glob(PATTERN):
                 sync_file(events)
             write_whole(path, encode(checkpoint), path.with_name(PREVIOUS) if path.name == LAST else None)
-            self.written = checkpoint["global_step"]
+            if path.name == LAST:
+                self.written = checkpoint["global_step"]
         except OSError as error:
-            self.error = error
+            self.error, self.failed = error, path
 
 
 class Checkpoints(Checkpoint):
@@ -84,7 +88,7 @@ class Checkpoints(Checkpoint):
         self.interrupts, self.logger, self.stateful, self.saved = interrupts, logger, stateful, saved
         self.io = WholeFileIO()
         self.plugin = AsyncCheckpointIO(self.io)  # training waits for a copy of the weights alone; a thread writes
-        self.stopwatch = Stopwatch()
+        self.stopwatch = Stopwatch(saved.progress["checkpoint_seconds"] if saved is not None else 0.0)
         self._epochs = saved.progress["epochs"] if saved is not None else 0
         self._best: float | None = saved.progress["best_val_acc"] if saved is not None else None
         self._when = time.monotonic()
@@ -112,14 +116,12 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        if self.io.error is not None:
-            self._give_up()
         due = time.monotonic() - self._when >= self.every_seconds and pl_module.steps_in_epoch > 0
-        due, interrupted = self._agreed(trainer, due, self.interrupts.received or 0)
+        due, interrupted = self._agreed(trainer, due)
         if due or interrupted:
             self._save(trainer, LAST)
         if interrupted:
-            self._leave(interrupted)
+            self._leave(trainer, interrupted)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,7 +129,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, Classifier)
         if pl_module.is_cut:
             self._save(trainer, LAST)
-            self._leave(self.interrupts.received or 0)
+            self._leave(trainer, self.interrupts.received or 0)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -143,14 +145,13 @@ class Checkpoints(Checkpoint):
         self._epochs += 1
         pl_module.steps_in_epoch = 0
         self._save(trainer, LAST)
-        _, interrupted = self._agreed(trainer, False, self.interrupts.received or 0)
+        _, interrupted = self._agreed(trainer)
         if interrupted:
-            self._leave(interrupted)
+            self._leave(trainer, interrupted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.wait()
-        if self.io.error is not None:
-            self._give_up()
+        self._agreed(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -161,6 +162,7 @@ class Checkpoints(Checkpoint):
             "settings": self.settings,
             "epochs": self._epochs,
             "global_step": trainer.global_step,
+            "checkpoint_seconds": self.stopwatch.seconds,
             "events": self.logger.state(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.stateful},
             "random": random_numbers(),
@@ -175,28 +177,30 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / name)
         self._when = time.monotonic()
 
-    def _leave(self, signum: int) -> None:
+    def _leave(self, trainer: pl.Trainer, signum: int) -> None:
         self.wait()
-        if self.io.error is not None:
-            self._give_up()
-        raise Leave(signum)
+        self._agreed(trainer)  # none ends before the one that writes has written: Lightning kills those that are left
+        raise Leave(signum, trainer.global_step)
 
-    def _give_up(self) -> None:
-        """Raises a UserError: what is the use of training on if nothing of it is kept?"""
-        error = self.io.error
-        assert error is not None
-        step = self.io.written
+    def _agreed(self, trainer: pl.Trainer, due: bool = False) -> tuple[bool, int]:
+        """Whether to save, and the signal that was met, if any: of one of several devices, it holds for all of them.
+
+        Raises:
+            UserError: what was saved cannot be written. What is the use of training on if nothing of it is kept?
+        """
+        met = [int(due and trainer.is_global_zero), self.interrupts.received or 0, int(self.io.error is not None)]
+        if trainer.world_size > 1:
+            ours = torch.tensor([float(value) for value in met], device=trainer.strategy.root_device)
+            met = [int(value) for value in trainer.strategy.reduce(ours, reduce_op="max").tolist()]
+        due, signum, failed = bool(met[0]), met[1], bool(met[2])
+        if failed:
+            raise self._refusal()
+        return due, signum
+
+    def _refusal(self) -> UserError:
+        error, failed, step = self.io.error, self.io.failed, self.io.written
+        if error is None or failed is None:
+            return UserError(f"{self.folder}: another process cannot write it")
         good = "the last good checkpoint is whole" if (self.folder / LAST).exists() else "no checkpoint was written"
         left = good if step is None else f"the last good checkpoint, of step {step}, is whole"
-        raise UserError(
-            f"{self.folder / LAST}: cannot be written ({error.strerror}); {left}; make room or let it be written, and"
-            f" python train.py resume={self.folder.parent} goes on"
-        )
-
-    def _agreed(self, trainer: pl.Trainer, due: bool, signum: int) -> tuple[bool, int]:
-        """What one of several devices has met holds for all of them."""
-        if trainer.world_size == 1:
-            return due, signum
-        both = torch.tensor([float(due and trainer.is_global_zero), float(signum)], device=trainer.strategy.root_device)
-        met = trainer.strategy.reduce(both, reduce_op="max").tolist()
-        return bool(met[0]), int(met[1])
+        return cannot_write(failed, error, self.folder.parent, left)

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _folder_of_its_own() -> Iterator[None]:
 
     (Processes that Lightning starts are told by it.)
     """
-    if _is_started_by_lightning() or not _is_child():
+    if preflight.is_started_by_lightning() or preflight.is_first():
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -108,6 +109,13 @@ def compose_config(project: Path, head: str, overrides: Sequence[str]) -> DictCo
         return compose(head, overrides=list(overrides))
 
 
+def at_least_one(text: str) -> int:
+    """A script's argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: should be a whole number of at least 1")
+    return int(text)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what the user can mend into one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 shows all."""
@@ -131,7 +139,9 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
-        _exit("; ".join([what, *map(str, interrupt.args)]), status=128 + signum)
+        # Of one that Lightning has started, another status would have Lightning kill the first, which has more to do.
+        status = 0 if preflight.is_started_by_lightning() else 128 + signum
+        _exit("; ".join([what, *map(str, interrupt.args)]), status)
 
 
 class Preflight(Callback):
@@ -140,18 +150,19 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _nothing_swallowed(), one_line_errors():
             if config.get("resume") is not None:
-                resume.take_over(config, _is_child())
-            if _is_started_by_lightning():
+                resume.take_over(config, not preflight.is_first())
+            if preflight.is_started_by_lightning():
                 return  # the process that started this one has done the rest
             settings = read_settings(config)
             preflight.check_processes(settings)
-            if _is_child():
+            if settings.resume is not None and (finished := resume.finished(Path(settings.resume), settings)):
+                if preflight.is_first():
+                    print(f"{settings.resume}: is finished; {finished}")
+                sys.exit(0)  # each process: a first one that ends well would leave the others waiting for it
+            if not preflight.is_first():
                 return  # the first process does the rest
             if settings.sweep.resume is not None:
                 raise UserError(f"sweep.resume={settings.sweep.resume}: belongs to a sweep; add -m")
-            if settings.resume is not None and resume.is_finished(Path(settings.resume), settings):
-                print(f"{settings.resume}: is finished; trainer.max_epochs=NUMBER trains on")
-                sys.exit(0)
             preflight.check(settings)
             if settings.resume is None:
                 folders.refuse_taken(config, "hydra.run.dir")
@@ -219,20 +230,11 @@ def _in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _is_child() -> bool:
-    """Whether this is one of several processes that train together, and not the first."""
-    return _is_started_by_lightning() or preflight.rank() > 0
-
-
-def _is_started_by_lightning() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0" and not preflight.started_elsewhere()
-
-
 def _speaks() -> bool:
     """Whether what goes wrong is to be told: by one process on each machine, as it may be wrong on that alone."""
     if preflight.started_elsewhere():
         return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
-    return not _is_child()
+    return preflight.is_first()
 
 
 def _exit(line: str, status: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lenet.errors import UserError
@@ -26,6 +28,25 @@ def claim(config: DictConfig, key: str) -> Path:
     with read_write(config), open_dict(config):
         OmegaConf.update(config, key, str(folder))
     return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path, key: str) -> Iterator[None]:
+    """No other process gets the folder of a run or a sweep meanwhile, however this one ends.
+
+    Args:
+        folder: of the run or sweep.
+        key: with which it can be resumed.
+
+    Raises:
+        UserError: another one has it.
+        OSError: the folder cannot be written.
+    """
+    try:
+        with FileLock(folder / ".lock").acquire(blocking=False):
+            yield
+    except Timeout:
+        raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
 
 
 def refuse_taken(config: DictConfig, key: str) -> None:

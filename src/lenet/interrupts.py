@@ -23,6 +23,8 @@ class Interrupted(KeyboardInterrupt):
         signum: the signal; Ctrl-C is SIGINT.
     """
 
+    CTRL_C = signal.SIGINT
+
     def __init__(self, signum: int, *words: str) -> None:
         super().__init__(*words)
         self.signum = signum
@@ -34,7 +36,16 @@ def saying(interrupt: KeyboardInterrupt, words: str) -> Interrupted:
 
 
 class Leave(BaseException):
-    """Ends Lightning's loops when all is saved. (Of a KeyboardInterrupt Lightning would make an exit status of 1.)"""
+    """Ends Lightning's loops when all is saved. (Of a KeyboardInterrupt Lightning would make an exit status of 1.)
+
+    Attributes:
+        signum: the signal that asked for it.
+        step: after which it was saved.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(signum, step)
+        self.signum, self.step = signum, step
 
 
 class Interrupts:

@@ -69,6 +69,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if started_elsewhere() else 0
 
 
+def is_started_by_lightning() -> bool:
+    """Whether another process of the same run has started this one."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not started_elsewhere()
+
+
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first of several that train together."""
+    return not is_started_by_lightning() and rank() == 0
+
+
 def _started() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])

@@ -26,18 +26,24 @@ CHECKSUM = "sha256"
 
 
 def write(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep in a run's folder what it is made from.
+    """Keep in a run's folder what it is made from; of a run that is resumed, each start.
 
     Raises:
         OSError: it cannot be written.
+        UserError: what was kept there is damaged.
     """
-    content: dict[str, Any] = {
-        "settings": settings,
-        "command": ["python", *sys.argv],
+    start: dict[str, Any] = {
+        # The password of a database that a search keeps its trials in is nobody else's affair.
+        "command": ["python", *(re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1…@", word) for word in sys.argv)],
         "versions": versions(),
         "platform": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
         "git": _git(Path(__file__).parent),
     }
+    if (folder / FILE).exists():
+        before = read(folder)
+        content = {**before, "settings": settings, "resumed": [*before.get("resumed", []), start]}
+    else:
+        content = {"settings": settings, **start}
     content = json.loads(json.dumps(content))
     write_json(folder / FILE, {**content, CHECKSUM: _checksum(content)})
 

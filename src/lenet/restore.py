@@ -33,6 +33,7 @@ def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
     module.load_state_dict(theirs)
     module.go_on_from(progress)
     _take_up_optimizer(saved, trainer, module)
+    trainer.fit_loop.setup_data()
     _place(trainer, progress["epochs"], progress["global_step"], _blocks(trainer, progress["steps_in_epoch"]))
 
 
@@ -86,12 +87,14 @@ def _place(trainer: pl.Trainer, epochs: int, steps: int, blocks: int) -> None:
     for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
         vars(tracker).update(ready=epochs, started=epochs, processed=epochs, completed=epochs)
     vars(loop.epoch_loop.manual_optimization.optim_step_progress.total).update(ready=steps, completed=steps)
+    # From these it tells when to validate, if that is not once an epoch.
+    batches = loop.epoch_loop.batch_progress
+    done = epochs * int(trainer.num_training_batches) + blocks
+    vars(batches.total).update(ready=done, started=done, processed=done, completed=done)
     if blocks > 0:
         # As Lightning has it of an epoch that was about to start, but for its blocks.
         loop.epoch_progress.total.ready = loop.epoch_progress.current.ready = epochs + 1
-        batches = loop.epoch_loop.batch_progress
-        for tracker in (batches.total, batches.current):
-            vars(tracker).update(ready=blocks, started=blocks, processed=blocks, completed=blocks)
+        vars(batches.current).update(ready=blocks, started=blocks, processed=blocks, completed=blocks)
         loop.restarting = True
 
 
@@ -118,4 +121,6 @@ def set_random_numbers(states: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, state, gauss = states["python"]
     random.setstate((version, tuple(state), gauss))
-    torch.set_num_threads(states["threads"])  # a sum by two threads may round otherwise than one by four
+    if not 1 <= int(states["threads"]) <= 1024:
+        raise ValueError(f"{states['threads']} threads")
+    torch.set_num_threads(int(states["threads"]))  # a sum by two threads may round otherwise than one by four

@@ -37,7 +37,9 @@ def take_over(config: DictConfig, is_child: bool) -> Settings:
                 " or start a new run without resume"
             )
     saved = provenance.read(folder)["settings"]
+    _refuse_links(folder)
     _refuse_interpolations(folder, saved)
+    validated(Settings, {**saved, "resume": None})
     _change(saved, config, task)
     settings = validated(Settings, {**saved, "resume": str(folder)})
     _refuse_missing_data(saved["data"])
@@ -50,13 +52,16 @@ def take_over(config: DictConfig, is_child: bool) -> Settings:
     return settings
 
 
-def is_finished(folder: Path, settings: Settings) -> bool:
-    """Whether nothing is left to do."""
+def finished(folder: Path, settings: Settings) -> str | None:
+    """If nothing is left to do, what would have to be said for more."""
+    limits = settings.trainer
     try:
-        done = json.loads((folder / RESULT).read_text(encoding="utf-8"))["epochs"]
-        return bool(done >= settings.trainer.max_epochs or settings.trainer.max_steps != -1)
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if limits.max_steps != -1 and result["steps"] >= limits.max_steps:
+            return f"it has done trainer.max_steps={limits.max_steps}, and a new run can do more"
+        return "trainer.max_epochs=NUMBER trains on" if result["epochs"] >= limits.max_epochs else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def refuse_another(saved: dict[str, Any], settings: dict[str, Any], where: Path) -> None:
@@ -93,6 +98,13 @@ def _refuse_interpolations(folder: Path, saved: dict[str, Any]) -> None:
     for key, value in flat(saved).items():
         if "${" in str(value):
             raise UserError(f"{folder / provenance.FILE}: {key}={value}: is not a value; the file is not a run's own")
+
+
+def _refuse_links(folder: Path) -> None:
+    # What a run writes and cuts back would be elsewhere.
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, and no run makes one; put the file itself there, or remove the link")
 
 
 def _refuse_missing_data(data: dict[str, Any]) -> None:

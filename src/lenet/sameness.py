@@ -1,4 +1,4 @@
-"""Whether two runs gave the same, bit for bit: weights, measures and curves; but not how long they took."""
+"""Whether two runs gave the same, bit for bit: weights, optimizer, measures, curves; but not how long they took."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def differences(run: Path, other: Path) -> list[str]:
         if len({path.exists() for path in paths}) == 2:
             found.append(f"{name}: one has it, the other does not")
         elif paths[0].exists():
-            ours, theirs = (checkpoint_file.read(path)["state_dict"] for path in paths)
-            found += [f"{name}: {key}" for key in ours if not torch.equal(ours[key], theirs[key])]
+            ours, theirs = (_states(checkpoint_file.read(path)) for path in paths)
+            found += [
+                f"{name}: {key}" for key in ours.keys() | theirs.keys() if not _equal(ours.get(key), theirs.get(key))
+            ]
     ours, theirs = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (run, other))
     found += [f"metrics.json: {key}" for key in ours.keys() | theirs.keys() if not _same(key, ours, theirs)]
     ours, theirs = scalars(run), scalars(other)
@@ -43,6 +45,24 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
     """By tag, the steps and values in a run's event files."""
     read = events.read(folder)
     return {tag: [(each.step, each.value) for each in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def _states(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Weights, optimizer and schedule, by their full names."""
+    return _flat({key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")})
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {each: inner for key, part in items for each, inner in _flat(part, f"{name}.{key}".lstrip(".")).items()}
+    return {name: value}
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if torch.is_tensor(ours) and torch.is_tensor(theirs):
+        return torch.equal(ours, theirs)
+    return type(ours) is type(theirs) and repr(ours) == repr(theirs)
 
 
 def _same(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:

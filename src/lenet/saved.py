@@ -27,7 +27,7 @@ OURS = "lenet"
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("epochs", "global_step", "images_trained", "steps_in_epoch"), int),
     **dict.fromkeys(("metrics", "events", "callbacks", "random"), dict),
-    **{"settings": str, "tallies": list, "best_val_acc": (float, type(None))},
+    **{"settings": str, "tallies": list, "checkpoint_seconds": float, "best_val_acc": (float, type(None))},
 }
 
 
@@ -59,6 +59,8 @@ class Saved:
         """The configuration of the run, as plain values."""
         with self.looked_at():
             settings: dict[str, Any] = json.loads(self.progress["settings"])
+            if not isinstance(settings, dict):
+                raise TypeError("its configuration is none")
         return settings
 
     @contextmanager
@@ -80,7 +82,8 @@ def find(folder: Path) -> Saved | None:
     """The last checkpoint of a run that is whole; None if there is none. A damaged one is reported.
 
     Raises:
-        UserError: all are damaged, or one is no checkpoint of a run.
+        DamagedError: all are damaged.
+        UserError: one is no checkpoint of a run.
     """
     damaged = []
     for name in (LAST, PREVIOUS):
@@ -102,7 +105,7 @@ def find(folder: Path) -> Saved | None:
             path.with_name(LAST).replace(path.with_name(f"damaged.{LAST}"))
         return saved
     if damaged:
-        raise UserError(f"{'; '.join(damaged)}; no other is left, and the run cannot be resumed: start it anew")
+        raise DamagedError(f"{'; '.join(damaged)}; no other is left, and the run cannot be resumed: start it anew")
     return None
 
 
@@ -121,9 +124,11 @@ def refuse_damaged_best(folder: Path) -> None:
 
 
 def _looked_through(path: Path, content: dict[str, Any]) -> Saved:
-    sections = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, OURS: dict}
-    right = all(isinstance(content.get(key), kind) for key, kind in sections.items())
-    if not right or not all(isinstance(content[OURS].get(key), kind) for key, kind in _KINDS.items()):
-        raise UserError(f"{path}: is no checkpoint of a run of this program")
-    refuse_not_finite(path, {key: content[key] for key in sections})
-    return Saved(path, content)
+    saved = Saved(path, content)
+    with saved.looked_at():
+        sections = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, OURS: dict}
+        right = all(isinstance(content.get(key), kind) for key, kind in sections.items())
+        if not right or not all(isinstance(content[OURS].get(key), kind) for key, kind in _KINDS.items()):
+            raise UserError(f"{path}: is no checkpoint of a run of this program")
+        refuse_not_finite(path, {key: content[key] for key in sections})
+    return saved

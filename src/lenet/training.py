@@ -8,7 +8,6 @@ import contextlib
 import copy
 import logging
 import platform
-import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,21 +24,22 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lenet import preflight, provenance
+from lenet import folders, preflight, provenance
 from lenet.checkpoints import Checkpoints
 from lenet.config import Settings, read_settings
 from lenet.dashboard import Dashboard
 from lenet.data import ImageDataModule
-from lenet.errors import DivergenceError, UserError
+from lenet.endings import told, what_is_left
+from lenet.errors import UserError
 from lenet.files import write_json
 from lenet.hyperparameters import FOREMOST, hyperparameters
-from lenet.interrupts import Interrupted, Interrupts, Leave, raise_at_once
+from lenet.interrupts import Interrupted, Interrupts, raise_at_once
 from lenet.memory import keep_freed_memory, objects_set_aside
 from lenet.model import xavier_uniform_
 from lenet.module import Classifier
 from lenet.progress import Progress
 from lenet.resume import refuse_another
-from lenet.saved import FOLDER, LAST, Saved, find, refuse_damaged_best
+from lenet.saved import FOLDER, Saved, find, refuse_damaged_best
 from lenet.summary import stages, table
 from lenet.tensorboard import RunLogger
 from lenet.throughput import Throughput
@@ -118,6 +118,15 @@ def run(
     _quiet_libraries()
     keep_freed_memory()
     pl.seed_everything(settings.seed, verbose=False)
+    with told(folder), folders.alone(folder, "resume") if preflight.is_first() else contextlib.nullcontext():
+        result = _run(settings, folder, callbacks, introduce)
+    loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
+    log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
+    log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
+    return result
+
+
+def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool) -> dict[str, Any]:
     saved = _saved(settings, folder) if settings.resume is not None else None
     data = build_data(settings)
     if saved is not None:
@@ -141,15 +150,12 @@ def run(
     classifier = build_classifier(settings, trainer.strategy.root_device, interrupts)
     try:
         if trainer.is_global_zero:
-            provenance.write(folder, settings.plain)
-            (folder / FOLDER).mkdir(exist_ok=True)
-            events = saved.progress["events"] if saved is not None else None
-            with saved.looked_at() if saved is not None else contextlib.nullcontext():
-                goes_on = logger.resume(events, saved.progress["global_step"] + 1 if saved is not None else 0)
-            _describe(folder, settings, classifier, None if goes_on else logger, introduce, saved)
+            _begin(folder, settings, classifier, logger, introduce, saved)
         with objects_set_aside():
             trainer.fit(classifier, datamodule=data)
             raise_at_once()  # the last checkpoint has all that training gave
+            if interrupts.received is not None and trainer.world_size == 1:
+                raise Interrupted(interrupts.received, what_is_left(folder))
             if not settings.test_every_epoch:
                 trainer.test(classifier, datamodule=data, verbose=False)
         result = _result(settings, classifier, trainer, throughput)
@@ -158,31 +164,9 @@ def run(
         logger.finish_comparison(result)
         if trainer.is_global_zero:
             write_json(folder / "metrics.json", result)
-    except DivergenceError as error:
-        last = folder / FOLDER / LAST
-        left = f"the last good weights are in {last}" if last.exists() else "no checkpoint was written"
-        raise UserError(f"{error}; {left}") from None
-    except Leave as leave:
-        raise Interrupted(
-            leave.args[0], f"python train.py resume={folder} goes on after step {trainer.global_step}"
-        ) from None
-    except SystemExit as error:
-        # What Lightning makes of a signal outside of training, once it has closed the files.
-        signum = getattr(error.__context__, "signum", signal.SIGINT)
-        raise Interrupted(signum, _what_is_left(folder)) from None
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or let it be written, and"
-            f" python train.py resume={folder} goes on"
-        ) from None
     finally:
         logger.close()
         raise_at_once()
-
-    if trainer.is_global_zero:
-        loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
-        log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
-        log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
     return result
 
 
@@ -203,9 +187,11 @@ def _saved(settings: Settings, folder: Path) -> Saved | None:
         return None
     refuse_damaged_best(folder)
     refuse_another(saved.settings, settings.plain, saved.path)
-    if settings.trainer.max_epochs < saved.place[0]:
+    epochs, steps = saved.place
+    if settings.trainer.max_epochs < epochs + (steps > 0):
+        begun = " and begun another" if steps > 0 else ""
         raise UserError(
-            f"trainer.max_epochs={settings.trainer.max_epochs}: the run has done {saved.place[0]} epochs already; name"
+            f"trainer.max_epochs={settings.trainer.max_epochs}: the run has done {epochs} epochs{begun} already; name"
             " more"
         )
     return saved
@@ -256,15 +242,22 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
 
 
-def _describe(
+def _begin(
     folder: Path,
     settings: Settings,
     classifier: Classifier,
-    logger: RunLogger | None,
+    logger: RunLogger,
     introduce: bool,
     saved: Saved | None,
 ) -> None:
-    """Say at the start what is trained and where, here and in TensorBoard, if that has not been told yet."""
+    """Keep what the run is made from, put the curves to where they were, and say what is trained and where."""
+    provenance.write(folder, settings.plain)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    if saved is not None:
+        with saved.looked_at():
+            goes_on = logger.resume(saved.progress["events"], saved.progress["global_step"] + 1)
+    else:
+        goes_on = logger.resume(None, 0)
     # A copy, so that looking at the network leaves no trace in it (in a normalisation's statistics, say).
     net = copy.deepcopy(classifier.net).eval()
     assert isinstance(net, nn.Sequential)
@@ -277,16 +270,10 @@ def _describe(
         log.info("Run folder: %s (goes on after step %d)", folder, saved.progress["global_step"])
     else:
         log.info("Run folder: %s (has no checkpoint yet, and begins anew)", folder)
-    if logger is not None:
+    if not goes_on:
         logger.describe(OmegaConf.to_yaml(settings.plain), rows)
         if settings.dashboard == "full":
             logger.begin_comparison(hyperparameters(settings), FOREMOST)
-
-
-def _what_is_left(folder: Path) -> str:
-    if (folder / FOLDER / LAST).exists():
-        return f"python train.py resume={folder} goes on from the last checkpoint"
-    return "no checkpoint was written"
 
 
 def _result(
@@ -301,6 +288,7 @@ def _result(
         **{tag: classifier.metrics.get(tag) for tag in TAGS},
         "best_val_acc": classifier.best_val_acc,
         "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
         "images": throughput.images,
         "seconds": throughput.stopwatch.seconds,
         "seed": settings.seed,
