@@ -1,5 +1,5 @@
 # make train   sets up everything and trains LeNet; make train ARGS="optimizer.lr=0.5" passes overrides
-# make test    sets up the same and runs the test suite; make lint checks style and types
+# make test    sets up the same and runs the quick tests, make test-all all of them; make lint checks style and types
 # make data    obtains and verifies Fashion-MNIST; make clean removes the environment, not the data or the runs
 
 PYTHON ?= python3
@@ -10,14 +10,19 @@ ENVIRONMENT := .venv/installed
 # The last of the four files to be put in its place.
 DATA := data/FashionMNIST/raw/t10k-labels-idx1-ubyte
 
-.PHONY: train test lint data clean
+.PHONY: train test test-all lint data clean
 
 # Where the user names other data, the run itself sees to it.
 train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS))$(findstring data.root=,$(ARGS)),,$(DATA))
 	$(VENV) train.py model=lenet $(ARGS)
 
+PYTEST := $(VENV) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
 test: $(ENVIRONMENT) $(DATA)
-	$(VENV) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not long"
+
+test-all: $(ENVIRONMENT) $(DATA)
+	$(PYTEST)
 
 lint: $(ENVIRONMENT)
 	$(VENV) -m ruff check .

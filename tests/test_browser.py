@@ -29,6 +29,8 @@ from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS
 from tests.commands import PROJECT
 from tests.conftest import Finished, TrainCommand
 
+pytestmark = pytest.mark.long
+
 SCREENSHOTS = PROJECT / "outputs" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # The projector needs WebGL, which a machine without a GPU has in software.

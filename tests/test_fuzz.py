@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lenet.config import known_keys
 from tests.commands import PROJECT, Commands
 
-EXAMPLES = int(os.environ.get("LENET_FUZZ", "40"))
+EXAMPLES = int(os.environ.get("LENET_FUZZ", "25"))
 """So many overrides are drawn; LENET_FUZZ=500 takes some minutes."""
 
 PATIENCE_SECONDS = 15

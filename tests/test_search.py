@@ -92,6 +92,7 @@ def test_a_trial_that_is_interrupted_is_run_again(commands: Commands, tmp_path: 
     assert trial.user_attrs == {"repeats": 0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", ["sqlite", "journal"])
 def test_two_workers_and_one_that_is_killed(commands: Commands, tmp_path: Path, storage: str) -> None:
     url = f"{storage}:///{tmp_path}/shared.{storage}"

@@ -160,6 +160,7 @@ def test_resuming_without_a_sweep_is_refused(train_command: TrainCommand) -> Non
     assert run.stderr == "error: sweep.resume=somewhere: belongs to a sweep; add -m\n"
 
 
+@pytest.mark.long
 def test_side_by_side(sweep: TrainCommand) -> None:
     run = sweep("launcher=processes", "optimizer.lr=3e38,0.1")
     assert run.status == 1

@@ -67,6 +67,7 @@ def test_a_run_loads_what_it_uses(tmp_path: Path) -> None:
     assert imported.isdisjoint({"torchvision", "matplotlib", "torch._dynamo", "plotly"})
 
 
+@pytest.mark.long
 def test_torchs_compiler_is_there_for_those_who_use_it() -> None:
     program = """
 from lenet import lean
@@ -179,6 +180,7 @@ def assert_trained_as_one(outputs: list[str], folder: Path, train_here: TrainCom
         torch.testing.assert_close(weights(two)[name], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_processes_that_torchrun_starts_train_as_one_does(train_here: TrainCommand, tmp_path: Path) -> None:
     words = [*TOGETHER, "device=ddp", "device.devices=2", "device.accelerator=cpu", f"hydra.run.dir={tmp_path / 'run'}"]
     run = subprocess.run(

@@ -46,6 +46,7 @@ def test_the_plot_can_be_drawn(sizes: tuple[int, ...]) -> None:
     assert file.getvalue().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_every_contender_runs(name: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def few(task: Task) -> Subset[tuple[Tensor, int]]:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.compiled
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(compiler, "CACHE", tmp_path / "cache")
+    # How well does not matter here, and takes seconds.
+    monkeypatch.setattr(compiler, "OPTIONS", tuple("-O0" if each == "-O3" else each for each in compiler.OPTIONS))
     kernels._outcome.cache_clear()
     yield tmp_path / "cache"
     kernels._outcome.cache_clear()
