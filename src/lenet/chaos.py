@@ -193,7 +193,8 @@ class Round:
         """A signal at a moment drawn: mostly while it trains, sometimes while it starts."""
         process = self._process(self._words())
         if begun or self.random.random() < 0.85:
-            process.wait_for(self.run / "checkpoints" / "last.ckpt" if begun else self.run / "checkpoints")
+            # Each start writes run.json anew, just before it trains.
+            process.wait_for(self.run / "checkpoints" / "last.ckpt" if begun else self.run / "run.json")
             time.sleep(self.random.uniform(0, 1.5))
         else:
             time.sleep(self.random.uniform(0.2, 5))  # before that it is Python that starts
@@ -238,6 +239,7 @@ class Process:
     """
 
     def __init__(self, project: Path, words: Sequence[str], file_size: int | None = None) -> None:
+        self._started = time.time() - 0.02  # files have the time of the system's last tick
         self._process = subprocess.Popen(
             [sys.executable, str(project / "train.py"), *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -247,10 +249,16 @@ class Process:
             resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (file_size, file_size))
 
     def wait_for(self, path: Path) -> None:
-        """Until the path exists, or the process has ended."""
+        """Until the process has written the file, or has ended."""
         end = time.monotonic() + TIMEOUT_SECONDS
-        while not path.exists() and self._process.poll() is None and time.monotonic() < end:
+        while not self._has_written(path) and self._process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
+
+    def _has_written(self, path: Path) -> bool:
+        try:
+            return path.stat().st_mtime >= self._started
+        except FileNotFoundError:
+            return False
 
     def signal(self, signum: signal.Signals) -> None:
         """Send it, if the process is still there."""
