@@ -6,13 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lenet.sameness import differences, scalars
-from tests.commands import Command, Commands
+from tests.commands import PROJECT, Command, Commands
 from tests.conftest import Finished, TrainCommand
 
 LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.test_size=50", "dashboard=minimal")
@@ -95,6 +96,22 @@ def test_two_processes_that_are_ended_go_on(commands: Commands, tmp_path: Path) 
     ours, theirs = scalars(tmp_path / "alone"), scalars(folder)
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc"):
         assert ours[tag] == [(step, pytest.approx(value, rel=1e-4)) for step, value in theirs[tag]]
+
+
+def test_a_run_that_nobody_reads_any_more_ends_as_others_do(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [sys.executable, str(PROJECT / "train.py"), *LONG, "trainer.max_epochs=100", f"hydra.run.dir={folder}"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.stdout is not None
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.stdout.close()  # as of `| head`
+    time.sleep(0.5)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 143
+    last = (folder / "train.log").read_text().splitlines()[-1]
+    assert f"ended by SIGTERM; python train.py resume={folder} goes on after step" in last
 
 
 @pytest.mark.parametrize("to", ["the first", "both"])

@@ -221,7 +221,10 @@ def _one_line(error: Exception) -> str:
         case ConfigCompositionException() if named := re.search(r"Could not override '([^']*)'", text):
             return no_such_key(named[1])
         case ConfigCompositionException() if named := re.search(r"Ambiguous value for argument '([^']*)'", text):
-            return f"{named[1]}: several values make a sweep; add -m"
+            return (
+                f"{named[1]}: several values make a sweep; add -m (or, if the comma belongs to one value, quotes around"
+                " the value, and others around all of it for the shell)"
+            )
         case _:
             return " ".join(text.split())
 
@@ -237,11 +240,23 @@ def _speaks() -> bool:
     return preflight.is_first()
 
 
+def _say(line: str) -> None:
+    """On stderr, if somebody still reads it; Python's own end would otherwise have another exit status."""
+    for stream, words in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
+        try:
+            stream.write(words)
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 def _exit(line: str, status: int) -> None:
     if _speaks():
-        print(line, file=sys.stderr)
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):
                 handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None))
+        _say(line)
     logging.disable()  # that was the last word; a library that was interrupted while it loads has its own at exit
     sys.exit(status)

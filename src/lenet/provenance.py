@@ -65,7 +65,7 @@ def read(folder: Path) -> dict[str, Any]:
             )
         if not isinstance(content["settings"], dict) or not isinstance(content["versions"], dict):
             raise TypeError("it holds no settings")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         where = f"holds no {FILE}, so no run to go on with" if folder.is_dir() else "is no folder"
         raise UserError(f"resume={folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
