@@ -73,6 +73,15 @@ def random_numbers_of_its_own() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch computes with so many, however the suite is run: sums round otherwise with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def garbage_is_left_alone() -> Iterator[None]:
     """A run in this process need not look for garbage among all that pytest has made: that is slower than the run."""

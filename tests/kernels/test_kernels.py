@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,14 +34,6 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         options.append("-O1")  # to optimise what the machine cannot do takes long
     subprocess.run(["gcc", str(SOURCES / "kernels.c"), *options, "-o", str(library)], check=True)  # noqa: S607
     return Kernels(ctypes.CDLL(str(library)))
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(number: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
