@@ -15,9 +15,25 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Process(Protocol):
+    """A command, or a process that a test has started itself."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+
+
+def wait_for(path: Path, process: Process) -> None:
+    """Return when the process has made the file or folder; it is not to end before."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Command:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lenet.sameness import differences, scalars
-from tests.commands import PROJECT, Command, Commands
+from tests.commands import PROJECT, Command, Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 
 LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.test_size=50", "dashboard=minimal")
@@ -22,16 +22,8 @@ LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.tes
 def started(commands: Commands, folder: Path, *overrides: str) -> Command:
     """A run that trains."""
     run = commands.start("train.py", *LONG, *overrides, f"hydra.run.dir={folder}")
-    wait_for_a_checkpoint(run, folder)
+    wait_for(folder / "checkpoints" / "last.ckpt", run)
     return run
-
-
-def wait_for_a_checkpoint(run: Command, folder: Path) -> None:
-    end = time.monotonic() + 60
-    while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert run.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +64,7 @@ def test_two_processes_that_are_ended_go_on(commands: Commands, tmp_path: Path) 
     settings = (*LONG, *small, "checkpoint.every_seconds=0")
     folder = tmp_path / "run"
     processes = commands.start_together(*settings, "trainer.max_epochs=60", f"hydra.run.dir={folder}")
-    wait_for_a_checkpoint(processes[0], folder)
+    wait_for(folder / "checkpoints" / "last.ckpt", processes[0])
     processes[1].send_signal(signal.SIGTERM)  # to one of them, and both save
     said = [each.communicate()[1] for each in processes]
     assert [each.returncode for each in processes] == [143, 143], said
@@ -103,9 +95,7 @@ def test_a_run_that_nobody_reads_any_more_ends_as_others_do(tmp_path: Path) -> N
     words = [sys.executable, str(PROJECT / "train.py"), *LONG, "trainer.max_epochs=100", f"hydra.run.dir={folder}"]
     run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.stdout is not None
-    while not (folder / "checkpoints" / "last.ckpt").exists():
-        assert run.poll() is None
-        time.sleep(0.02)
+    wait_for(folder / "checkpoints" / "last.ckpt", run)
     run.stdout.close()  # as of `| head`
     time.sleep(0.5)
     run.send_signal(signal.SIGTERM)

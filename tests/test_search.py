@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from lenet.cli import compose_config, compose_settings
 from lenet.errors import UserError
 from lenet.search_space import Choices, read_search
-from tests.commands import PROJECT, Commands
+from tests.commands import PROJECT, Commands, wait_for
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")
 
@@ -80,10 +80,7 @@ def test_trials_that_diverge_count_as_failed(tune: Tune, tmp_path: Path) -> None
 def test_a_trial_that_is_interrupted_is_run_again(commands: Commands, tmp_path: Path) -> None:
     long = ("trainer.max_epochs=500", "data.train_size=3000")
     process = commands.start(TUNE, *words(tmp_path, *long, "tune.trials=1"))
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "trials" / "0" / "checkpoints").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(tmp_path / "trials" / "0" / "checkpoints", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "interrupted; the same command goes on with the study\n")

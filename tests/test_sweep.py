@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lenet.sameness import differences
-from tests.commands import Commands
+from tests.commands import Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
@@ -83,16 +83,13 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(
     overrides = ("optimizer.lr=0.1,0.2,0.3,0.4", *long)
     words = ["-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}"]
     process = commands.start("train.py", *words)
-    deadline = time.monotonic() + 60
-    while not (folder / "1" / "checkpoints" / "last.ckpt").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_for(folder / "1" / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = done(folder)
     assert len(before) < 4
 
+    deadline = time.monotonic() + 60
     while process.processes():  # its fork ends by itself
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -176,11 +173,8 @@ def test_a_job_that_is_killed_is_told_and_run_again(commands: Commands, tmp_path
     folder = tmp_path / "sweep"
     words = ["-m", *SMALL, "seed=0,1", "trainer.max_epochs=200", "data.train_size=3000", f"hydra.sweep.dir={folder}"]
     process = commands.start("train.py", *words)
-    deadline = time.monotonic() + 60
     for job in ("0", "1"):
-        while not (folder / job / "checkpoints").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(folder / job / "checkpoints", process)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGKILL)
     out, errors = process.communicate(timeout=60)

@@ -118,11 +118,12 @@ class Grid(Sweeper):
             self.config.hydra.sweep.dir = str(whole.folder)
             self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
         left = whole.left()
-        # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
-        go_on = call_in_fork(lambda _: [_can_go_on(whole.folder_of(job)) for job in left])
-        for job, goes_on in zip(left, go_on, strict=True):
-            if not goes_on:
-                whole.discard(job)
+        if self.config.sweep.resume:
+            # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
+            go_on = call_in_fork(lambda _: [_can_go_on(whole.folder_of(job)) for job in left])
+            for job, goes_on in zip(left, go_on, strict=True):
+                if not goes_on:
+                    whole.discard(job)
         log.info("Sweep folder: %s (%d of %d jobs to do)", whole.folder, len(left), len(whole.jobs))
         remedy = f"the same command with sweep.resume={whole.folder} goes on"
         try:

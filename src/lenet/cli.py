@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lenet import folders, preflight, resume, trust
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError
-from lenet.interrupts import raise_at_once
+from lenet.interrupts import raise_at_once, signum_of
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def one_line_errors() -> Iterator[None]:
             log.exception("a defect of this program, or of a library")  # in the job's own log too
         raise
     except KeyboardInterrupt as interrupt:
-        signum = getattr(interrupt, "signum", signal.SIGINT)
+        signum = signum_of(interrupt)
         what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
         # Of one that Lightning has started, another status would have Lightning kill the first, which has more to do.
         status = 0 if preflight.is_started_by_lightning() else 128 + signum

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lenet.errors import DivergenceError, UserError
-from lenet.interrupts import Interrupted, Leave
+from lenet.interrupts import Interrupted, Leave, saying
 from lenet.saved import FOLDER, LAST
 
 
@@ -33,7 +33,7 @@ def told(folder: Path) -> Iterator[None]:
         # What Lightning makes of a signal outside of training, once it has closed the files.
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        raise Interrupted(getattr(error.__context__, "signum", Interrupted.CTRL_C), what_is_left(folder)) from None
+        raise saying(error.__context__, what_is_left(folder)) from None
     except OSError as error:
         raise cannot_write(Path(error.filename or folder), error, folder) from None
 

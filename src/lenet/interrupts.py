@@ -23,16 +23,20 @@ class Interrupted(KeyboardInterrupt):
         signum: the signal; Ctrl-C is SIGINT.
     """
 
-    CTRL_C = signal.SIGINT
-
     def __init__(self, signum: int, *words: str) -> None:
         super().__init__(*words)
         self.signum = signum
 
 
+def signum_of(interrupt: KeyboardInterrupt) -> int:
+    """The signal that an interrupt came from; Python's own come from Ctrl-C."""
+    signum: int = getattr(interrupt, "signum", signal.SIGINT)
+    return signum
+
+
 def saying(interrupt: KeyboardInterrupt, words: str) -> Interrupted:
     """The same interrupt, which says what is left."""
-    return Interrupted(getattr(interrupt, "signum", signal.SIGINT), words)
+    return Interrupted(signum_of(interrupt), words)
 
 
 class Leave(BaseException):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lenet import checkpoint_file, events, saved
+from lenet.nested import parts
 
 TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
 """What differs from run to run."""
@@ -49,14 +50,8 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
 
 def _states(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Weights, optimizer and schedule, by their full names."""
-    return _flat({key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")})
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {each: inner for key, part in items for each, inner in _flat(part, f"{name}.{key}".lstrip(".")).items()}
-    return {name: value}
+    names = ("state_dict", "optimizer_states", "lr_schedulers")
+    return dict(part for name in names for part in parts(checkpoint[name], name))
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

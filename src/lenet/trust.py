@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, OmegaConf
 
 from lenet.errors import UserError
+from lenet.nested import parts
 
 CALLBACKS = {"preflight": {"_target_": "lenet.cli.Preflight"}}
 
@@ -73,10 +74,10 @@ def check(section: dict[str, Any]) -> None:
         if not isinstance(section.get(name) or {}, dict):
             raise _refused(f"hydra.{name}", section[name], "should be a mapping")
     for name in INSTANTIATED:
-        for key, value in _parts(section.get(name) or {}, f"hydra.{name}"):
+        for key, value in parts(section.get(name) or {}, f"hydra.{name}"):
             if isinstance(value, str) and "${" in value and value not in INTERPOLATIONS:
                 raise _refused(key, value, "write the value itself")
-    for key, value in _parts(section, "hydra"):
+    for key, value in parts(section, "hydra"):
         owner, _, name = key.rpartition(".")
         if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
             raise _refused(key, value, "only the program's own classes are (launcher=processes and the like name them)")
@@ -122,7 +123,7 @@ def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
 
 
 def _check_logging(key: str, logging: Any) -> None:
-    for inner, value in _parts(logging, key):
+    for inner, value in parts(logging, key):
         if inner.rpartition(".")[2] == "filename" and value != LOG_FILE:
             raise _refused(inner, value, f"should be {LOG_FILE}")
         if isinstance(value, str) and "://" in value and value not in STREAMS:
@@ -146,18 +147,9 @@ def _check_launcher(launcher: dict[str, Any]) -> None:
     folder = launcher.get("submitit_folder", JOBS_FOLDER)
     if folder != JOBS_FOLDER:
         raise _refused("hydra.launcher.submitit_folder", folder, "jobs are kept in the sweep's folder")
-    for key, value in _parts(launcher, "hydra.launcher"):
+    for key, value in parts(launcher, "hydra.launcher"):
         if isinstance(value, str) and len(value.splitlines()) > 1:
             raise _refused(key, repr(value), "should be one line")
-
-
-def _parts(value: Any, key: str) -> list[tuple[str, Any]]:
-    """All that is in nested dicts and lists, with its full key."""
-    if isinstance(value, dict):
-        return [part for name, inner in value.items() for part in _parts(inner, f"{key}.{name}")]
-    if isinstance(value, list):
-        return [part for number, inner in enumerate(value) for part in _parts(inner, f"{key}.{number}")]
-    return [(key, value)]
 
 
 def _refused(key: str, value: object, remedy: str) -> UserError:
