@@ -104,6 +104,7 @@ def test_a_run_that_nobody_reads_any_more_ends_as_others_do(tmp_path: Path) -> N
     assert f"ended by SIGTERM; python train.py resume={folder} goes on after step" in last
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to", ["the first", "both"])
 def test_processes_that_lightning_starts_end_together(commands: Commands, tmp_path: Path, to: str) -> None:
     small = ("data.train_size=1000", "data.batch_size=64", "trainer.log_every_n_steps=4", "device=ddp")

@@ -203,7 +203,13 @@ def test_processes_on_two_machines_train_as_one_does(
     assert_trained_as_one(outputs, tmp_path, train_here)
 
 
-@pytest.mark.parametrize("device", [("device=cpu",), ("device=ddp", "device.devices=2")], ids=["one", "two processes"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(("device=cpu",), id="one"),
+        pytest.param(("device=ddp", "device.devices=2"), id="two processes", marks=pytest.mark.long),
+    ],
+)
 def test_a_diverging_run_ends_with_one_line(train_command: TrainCommand, device: tuple[str, ...]) -> None:
     run = train_command(*SMALL, "optimizer.lr=3e38", *device)
     assert run.status != 0
