@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -60,11 +61,19 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(
         assert said.count("fuse=true: there is no gcc on this machine") == 1
 
 
-def test_a_run_loads_what_it_uses(tmp_path: Path) -> None:
+def test_a_run_loads_what_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What else may be installed: as transformers, it needs the compiler.
+    package = tmp_path / "packages" / "transformers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import torch._dynamo.config")
+    about = package.with_name("transformers-5.0.0.dist-info")
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.0.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
     imported, done = imported_by(*SMALL, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0
     assert {"torch", "lightning.pytorch", "torchmetrics.metric"} <= imported
-    assert imported.isdisjoint({"torchvision", "matplotlib", "torch._dynamo", "plotly"})
+    assert imported.isdisjoint({"torchvision", "matplotlib", "transformers", "torch._dynamo", "plotly"})
 
 
 @pytest.mark.long

@@ -1,7 +1,8 @@
 """Importing this loads Lightning, without what no run uses: that is half of the seconds of a start.
 
-- Lightning needs torchmetrics, and that loads matplotlib and torchvision wherever they are installed, for functions
-  that are not called here. While it loads, they seem not to be; who needs them later, has them.
+- Lightning needs torchmetrics, and that loads matplotlib, torchvision, transformers and more wherever they are
+  installed, for functions that are not called here. While it loads, what it can do without seems not to be there; who
+  needs it later, has it.
 - Lightning and torch's optimizers load torch's compiler: to recognise modules that it has compiled, and to have it
   leave out functions that it should not compile. Where nothing is compiled, there is nothing to recognise and nothing
   to leave out, so a stand-in answers. Whoever compiles later gets the compiler itself, which then does not know what
@@ -11,17 +12,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 from typing import Any
 
 import torch  # noqa: F401 - as it is, before anything stands in for a part of it
 from lightning_utilities.core import imports
 
-UNUSED = {"matplotlib", "torchvision"}
 COMPILER = "torch._dynamo"
 
 
@@ -85,14 +86,16 @@ def _without_unused_packages() -> Iterator[None]:
         yield
         return
 
+    unused = _unused_packages()
+
     def version(name: str) -> str:
-        if name in UNUSED:
+        if _normalized(name) in unused:
             raise PackageNotFoundError(name)
         found: str = before["_version"](name)
         return found
 
     def find_spec(name: str) -> Any:
-        return None if name in UNUSED else before["find_spec"](name)
+        return None if _normalized(name) in unused else before["find_spec"](name)
 
     vars(imports).update(_version=version, find_spec=find_spec)
     try:
@@ -100,6 +103,20 @@ def _without_unused_packages() -> Iterator[None]:
     finally:
         vars(imports).update(before)
         imports.package_available.cache_clear()
+
+
+def _unused_packages() -> set[str]:
+    """What torchmetrics can do without: it names them as needed for extras alone."""
+    needed: dict[bool, set[str]] = {True: set(), False: set()}
+    for requirement in requires("torchmetrics") or []:
+        name, _, marker = requirement.partition(";")
+        needed["extra" not in marker].add(_normalized(re.split(r"[^\w.-]", name)[0]))
+    return needed[False] - needed[True]
+
+
+def _normalized(name: str) -> str:
+    """A package's name as packages compare them."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 _load_lightning()
