@@ -38,6 +38,9 @@ VARIANTS = {
 }
 """Whose overrides; "real" trains on Fashion-MNIST."""
 
+DEVICES = {"cpu": ("device=cpu",), "gpu": ("device=gpu", "deterministic=true")}
+"""The overrides of each device: on a GPU, runs are the same bit for bit only if that is asked for."""
+
 TIMEOUT_SECONDS = 300
 
 
@@ -70,12 +73,14 @@ class Round:
         seed: of all that is drawn.
         references: the undisturbed runs, by variant.
         data: Fashion-MNIST's root.
+        device: one of DEVICES.
     """
 
     def __init__(
-        self, project: Path, folder: Path, fault: str, seed: int, references: dict[str, Path], data: Path
+        self, project: Path, folder: Path, fault: str, seed: int, references: dict[str, Path], data: Path, device: str
     ) -> None:
         self.project, self.folder, self.fault, self.references, self.data = project, folder, fault, references, data
+        self.device = device
         self.random = random.Random(seed)  # noqa: S311 - a seed that is printed is what is wanted here
         self.variant = "real" if fault.endswith(" data") else self.random.choice(["sgd", "adam"])
         self.run = folder / "run"
@@ -181,7 +186,7 @@ class Round:
         # Killed before there was anything of it: whoever started it starts it again.
         shutil.rmtree(self.run, ignore_errors=True)
         own_data = [f"data.root={self.root}"] if self.variant == "real" else []
-        return [*VARIANTS[self.variant], *own_data, f"hydra.run.dir={self.run}"]
+        return [*VARIANTS[self.variant], *DEVICES[self.device], *own_data, f"hydra.run.dir={self.run}"]
 
     def _process(self, words: Sequence[str]) -> Process:
         limit = (
@@ -281,7 +286,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: Path) -> bool:
+def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: Path, device: str = "cpu") -> bool:
     """Go through the rounds, and print a table.
 
     Args:
@@ -291,6 +296,7 @@ def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: 
         seed: of all that is drawn.
         jobs: how many rounds at a time.
         data: Fashion-MNIST's root.
+        device: one of DEVICES.
 
     Returns:
         Whether there was no failure.
@@ -299,7 +305,7 @@ def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: 
     references = {name: folder / f"undisturbed-{name}" for name in VARIANTS}
     for name, place in references.items():
         root = [f"data.root={data}"] if name == "real" else []
-        ended = Process(project, [*VARIANTS[name], *root, f"hydra.run.dir={place}"]).wait_for_end()
+        ended = Process(project, [*VARIANTS[name], *DEVICES[device], *root, f"hydra.run.dir={place}"]).wait_for_end()
         if ended.status != 0:
             raise UserError(f"the undisturbed run {name} failed: {ended.stderr}")
     faults = list(itertools.islice(itertools.cycle(FAULTS), rounds))
@@ -308,7 +314,7 @@ def chaos(project: Path, folder: Path, rounds: int, seed: int, jobs: int, data: 
     def play(number: int, fault: str, its_seed: int) -> tuple[str, str]:
         place = folder / f"round-{number}"
         try:
-            how = Round(project, place, fault, its_seed, references, data).result()
+            how = Round(project, place, fault, its_seed, references, data, device).result()
             shutil.rmtree(place)
         except Exception as error:  # of whatever kind, the other rounds go on
             how = FAILED

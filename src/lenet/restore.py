@@ -102,7 +102,7 @@ def random_numbers() -> dict[str, Any]:
     """The states of all generators that a run may draw from, as tensors and plain values; and how many threads add."""
     name, keys, *rest = np.random.get_state(legacy=True)
     version, state, gauss = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if _cuda_is_used() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
@@ -115,7 +115,7 @@ def random_numbers() -> dict[str, Any]:
 def set_random_numbers(states: dict[str, Any]) -> None:
     """Go on with what `random_numbers` gave."""
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+    if _cuda_is_used() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
@@ -124,3 +124,8 @@ def set_random_numbers(states: dict[str, Any]) -> None:
     if not 1 <= int(states["threads"]) <= 1024:
         raise ValueError(f"{states['threads']} threads")
     torch.set_num_threads(int(states["threads"]))  # a sum by two threads may round otherwise than one by four
+
+
+def _cuda_is_used() -> bool:
+    """A run on the CPU leaves the GPU alone: asking for its state would set it up, which takes seconds and memory."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
