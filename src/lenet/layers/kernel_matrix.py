@@ -33,8 +33,10 @@ def kernel_matrix(weight: Tensor, size: Pair, stride: Pair = (1, 1), dilation: P
     indices = torch.stack([row.repeat_interleave(weight[:1].numel()), column.flatten().repeat(out_channels)])
     values = weight[:, None, None].expand(-1, height, width, -1, -1, -1).flatten()
     shape = (len(row), in_channels * size[0] * size[1])
-    # Row by row and, within a row, from left to right: coalesced by construction.
-    return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
+    # Some versions warn where this is not said for all of them.
+    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
+        # Row by row and, within a row, from left to right: coalesced by construction.
+        return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -42,7 +44,7 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     size = (input.shape[2], input.shape[3])
     count = window_count(size, (weight.shape[2], weight.shape[3]), stride, dilation)
     images = input.flatten(1).T  # one column each
-    outputs: Tensor = torch.sparse.mm(kernel_matrix(weight, size, stride, dilation), images)
+    outputs = _product(kernel_matrix(weight, size, stride, dilation), images)
     return outputs.view(len(weight), *count, len(input)).permute(3, 0, 1, 2)
 
 
@@ -50,5 +52,15 @@ def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair
     """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): a product with the transposed matrix."""
     size = transposed_size(input, weight, stride, dilation)
     matrix = kernel_matrix(weight, size, stride, dilation).t()
-    outputs: Tensor = torch.sparse.mm(matrix, input.flatten(1).T)
+    outputs = _product(matrix, input.flatten(1).T)
     return outputs.view(weight.shape[1], *size, len(input)).permute(3, 0, 1, 2)
+
+
+def _product(matrix: Tensor, images: Tensor) -> Tensor:
+    if matrix.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # The library that multiplies sparse matrices there adds in any order, and does not say so.
+        matrix = matrix.coalesce()
+        zeros = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+        return zeros.index_put(tuple(matrix.indices()), matrix.values()) @ images
+    outputs: Tensor = torch.sparse.mm(matrix, images)
+    return outputs
