@@ -27,7 +27,7 @@ _END_RECORD, _END_RECORD_SIZE = b"PK\x05\x06", 22
 
 
 MOST_VALUES = 1_000_000
-"""So many dicts, lists, tensors and plain values. A run's has some hundreds, and a few thousand of random states."""
+"""So many dicts, lists, tensors and plain values. A run's has some hundreds."""
 
 
 class DamagedError(UserError):

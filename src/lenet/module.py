@@ -279,7 +279,8 @@ class Classifier(pl.LightningModule):
         Raises:
             DivergenceError: a weight is not a finite number.
         """
-        if not all(torch.isfinite(parameter).all() for parameter in self.parameters()):
+        # All at once: a question to the device costs more than the answer.
+        if not torch.isfinite(torch.cat([parameter.detach().flatten() for parameter in self.parameters()])).all():
             raise DivergenceError(
                 f"the weights are not numbers any more after step {self.trainer.global_step}; try a smaller"
                 " optimizer.lr"

@@ -99,15 +99,18 @@ def _place(trainer: pl.Trainer, epochs: int, steps: int, blocks: int) -> None:
 
 
 def random_numbers() -> dict[str, Any]:
-    """The states of all generators that a run may draw from, as tensors and plain values; and how many threads add."""
+    """The states of all generators that a run may draw from, as tensors and plain values; and how many threads add.
+
+    What are long lists elsewhere are tensors here: Lightning goes through the values of a checkpoint one by one.
+    """
     name, keys, *rest = np.random.get_state(legacy=True)
     version, state, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if _cuda_is_used() else []
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "python": [version, list(state), gauss],
+        "numpy": [name, torch.tensor(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, torch.tensor(state), gauss],
         "threads": torch.get_num_threads(),
     }
 
@@ -118,9 +121,9 @@ def set_random_numbers(states: dict[str, Any]) -> None:
     if _cuda_is_used() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
     version, state, gauss = states["python"]
-    random.setstate((version, tuple(state), gauss))
+    random.setstate((version, tuple(torch.as_tensor(state).tolist()), gauss))
     if not 1 <= int(states["threads"]) <= 1024:
         raise ValueError(f"{states['threads']} threads")
     torch.set_num_threads(int(states["threads"]))  # a sum by two threads may round otherwise than one by four
