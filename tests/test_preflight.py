@@ -41,9 +41,17 @@ def test_a_gpu_is_possible_where_dev_has_one(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_gpu_is_asked_for_where_there_is_none() -> None:
     device = Device(accelerator="gpu", devices=1, num_nodes=1, strategy="auto")
-    preflight.check_device(device, has_gpu=True)
+    for gpus in (1, None):
+        preflight.check_device(device, gpus)
     with pytest.raises(UserError, match=r"device=gpu: torch .* finds no GPU on this machine; use device=auto or"):
-        preflight.check_device(device, has_gpu=False)
+        preflight.check_device(device, gpus=0)
+
+
+@pytest.mark.parametrize(("gpus", "named"), [(1, "1 GPU; use at most 1"), (2, "2 GPUs; use at most 2")])
+def test_more_devices_than_there_are_gpus(gpus: int, named: str) -> None:
+    device = Device(accelerator="auto", devices=3, num_nodes=1, strategy="ddp")
+    with pytest.raises(UserError, match=rf"device\.devices=3: this machine has {named}, or device\.accelerator=cpu"):
+        preflight.check_device(device, gpus)
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "cpu"])
@@ -51,6 +59,7 @@ def test_more_devices_than_there_are_cores(accelerator: str, monkeypatch: pytest
     monkeypatch.setattr(preflight.os, "cpu_count", lambda: 4)  # type: ignore[attr-defined]
     device = Device.model_validate({"accelerator": accelerator, "devices": 5, "num_nodes": 1, "strategy": "ddp"})
     with pytest.raises(UserError, match=r"device\.devices=5: this machine has 4 CPU cores; use at most 4"):
-        preflight.check_device(device, has_gpu=False)
+        preflight.check_device(device, gpus=0)
     if accelerator == "auto":
-        preflight.check_device(device, has_gpu=True)  # there may be as many GPUs
+        for gpus in (5, None):  # there may be as many GPUs
+            preflight.check_device(device, gpus)

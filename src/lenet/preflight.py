@@ -27,7 +27,7 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the key that is wrong, its value and what would be right.
     """
-    check_device(settings.device, gpu_is_possible())
+    check_device(settings.device, None if gpu_is_possible() else 0)
     for name in settings.trainer.model_extra or {}:
         accepted = trainer_arguments()
         if name not in accepted:
@@ -87,20 +87,26 @@ def _started() -> int:
     return 1 if in_shell else int(os.environ.get("SLURM_NTASKS", "1"))
 
 
-def check_device(device: Device, has_gpu: bool) -> None:
-    """Refuse a GPU where there is none, and more devices than there can be.
+def check_device(device: Device, gpus: int | None) -> None:
+    """Refuse a GPU where there is none, and more devices than there are.
+
+    Args:
+        device: what was asked for.
+        gpus: how many GPUs this machine has; None if that is not known yet.
 
     Raises:
         UserError: the machine does not have what was asked for.
     """
-    if device.accelerator == "gpu" and not has_gpu:
+    asked = f"device.devices={device.devices}: this machine has"
+    if device.accelerator == "gpu" and gpus == 0:
         version = importlib.metadata.version("torch")
         raise UserError(f"device=gpu: torch {version} finds no GPU on this machine; use device=auto or device=cpu")
-    most = max(2, os.cpu_count() or 1)  # two processes are worth a try everywhere
-    if device.devices > most and (device.accelerator == "cpu" or not has_gpu):
-        raise UserError(
-            f"device.devices={device.devices}: this machine has {os.cpu_count()} CPU cores; use at most {most}"
-        )
+    if device.accelerator == "cpu" or gpus == 0:
+        most = max(2, os.cpu_count() or 1)  # two processes are worth a try everywhere
+        if device.devices > most:
+            raise UserError(f"{asked} {os.cpu_count()} CPU cores; use at most {most}")
+    elif gpus is not None and device.devices > gpus:
+        raise UserError(f"{asked} {gpus} GPU{'s' * (gpus > 1)}; use at most {gpus}, or device.accelerator=cpu")
 
 
 def gpu_is_possible() -> bool:

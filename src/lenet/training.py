@@ -71,7 +71,7 @@ def check(settings: Settings) -> None:
     """
     _quiet_libraries()
     preflight.check(settings)
-    preflight.check_device(settings.device, CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    preflight.check_device(settings.device, CUDAAccelerator.auto_device_count() or int(MPSAccelerator.is_available()))
     _trainer(settings, logger=False, enable_checkpointing=False)
     build_data(settings).prepare_data()
 
