@@ -67,6 +67,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"no compiled kernels: {reason}")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def gpus_are_left_alone() -> Iterator[None]:
+    """What is tested is true of the CPU, and on a GPU in part; tests.test_gpu says what is true there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def random_numbers_of_its_own() -> None:
     """What a test draws from torch is the same in whatever order, or beside whichever others, it runs."""

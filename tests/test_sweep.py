@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lenet.sameness import differences
-from tests.commands import Commands, wait_for
+from tests.commands import Command, Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
@@ -169,14 +169,22 @@ def test_side_by_side(sweep: TrainCommand) -> None:
     assert "Submitit" not in run.stdout
 
 
+def writer_of(folder: Path, sweep: Command) -> int:
+    """The process of a sweep that writes the events of the job in that folder. (For Linux.)"""
+    for pid in sweep.processes():
+        for opened in Path(f"/proc/{pid}/fd").iterdir():
+            if pid != sweep.pid and opened.exists() and opened.readlink().parent == folder:
+                return pid
+    raise LookupError(folder)
+
+
 def test_a_job_that_is_killed_is_told_and_run_again(commands: Commands, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     words = ["-m", *SMALL, "seed=0,1", "trainer.max_epochs=200", "data.train_size=3000", f"hydra.sweep.dir={folder}"]
     process = commands.start("train.py", *words)
     for job in ("0", "1"):
         wait_for(folder / job / "checkpoints", process)
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
+        os.kill(writer_of(folder / job, process), signal.SIGKILL)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Job 0 failed: its process was ended by SIGKILL" in out

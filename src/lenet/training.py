@@ -117,6 +117,7 @@ def run(
     """
     _quiet_libraries()
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a GPU would convolve with 10 of its 23 bits otherwise
     pl.seed_everything(settings.seed, verbose=False)
     with told(folder), folders.alone(folder, "resume") if preflight.is_first() else contextlib.nullcontext():
         result = _run(settings, folder, callbacks, introduce)
