@@ -43,6 +43,9 @@ DEVICES = {"cpu": ("device=cpu",), "gpu": ("device=gpu", "deterministic=true")}
 
 TIMEOUT_SECONDS = 300
 
+STARTING_SECONDS, TRAINING_SECONDS = 5, 1.5
+"""A run is harmed at a moment within these from its start, or from when it has begun to train."""
+
 
 class HarmError(Exception):
     """What should not have happened."""
@@ -200,9 +203,9 @@ class Round:
         if begun or self.random.random() < 0.85:
             # Each start writes run.json anew, just before it trains.
             process.wait_for(self.run / "checkpoints" / "last.ckpt" if begun else self.run / "run.json")
-            time.sleep(self.random.uniform(0, 1.5))
+            time.sleep(self.random.uniform(0, TRAINING_SECONDS))
         else:
-            time.sleep(self.random.uniform(0.2, 5))  # before that it is Python that starts
+            time.sleep(self.random.uniform(0.2, STARTING_SECONDS))  # before that it is Python that starts
         process.signal(signum)
         return process.wait_for_end()
 
