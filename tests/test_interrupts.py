@@ -35,3 +35,26 @@ def test_a_second_interrupt_ends_the_process_at_once(first: signal.Signals) -> N
 def test_the_first_signal_is_noted_and_counts() -> None:
     done = ended(signal.SIGTERM, signal.SIGTERM)
     assert (done.returncode, done.stdout) == (0, f"{signal.SIGTERM.value}\n" * 2)
+
+
+CLEARS = """
+import os, signal, time, weakref
+from lenet.interrupts import Interrupted, raise_at_once
+
+class Thing:
+    pass
+
+raise_at_once()
+try:
+    thing = Thing()
+    there = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del thing
+    time.sleep(30)
+except Interrupted as interrupt:
+    print(interrupt.signum)
+"""
+
+
+def test_a_signal_that_comes_while_python_ignores_exceptions_comes_once_more() -> None:
+    done = subprocess.run([sys.executable, "-c", CLEARS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{signal.SIGTERM.value}\n", "")

@@ -98,3 +98,11 @@ def test_the_command_refuses_in_one_line(commands: Commands, tmp_path: Path, nam
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {tmp_path / name}: {message}")
+
+
+def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("precious")
+    (folder / ".report.html.part").symlink_to(tmp_path / "thesis")
+    with pytest.raises(UserError, match="is a link"):
+        write_report(folder)
+    assert (tmp_path / "thesis").read_text() == "precious"

@@ -242,11 +242,30 @@ def spoil_depth(content: dict[str, Any]) -> None:
     content["optimizer_states"] = wide
 
 
+def spoil_nesting(content: dict[str, Any]) -> None:
+    ring: dict[str, Any] = {}
+    ring["k" * 2000] = ring
+    content["lenet"]["callbacks"] = ring
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (spoil_size, "net.fc3.bias is no tensor as a run saves it"),
-        (spoil_depth, "holds more than 1,000,000 values"),
+        (spoil_depth, "holds more than 100,000 values"),
+        (spoil_nesting, "nested too deeply"),
+        (lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr="abc"), "no checkpoint of a run"),
+        (lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr=-3.0), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(steps_in_epoch=-3), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(epochs=-5), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(images_trained=10**30), "no checkpoint of a run"),
+        (lambda content: content["lenet"].update(tallies=[[1.0, 10**400, 1]]), "no checkpoint of a run"),
+        (lambda content: content["lenet"]["callbacks"]["Throughput"].update(seconds="a"), "no checkpoint of a run"),
+        (
+            lambda content: content["lenet"].update(steps_in_epoch=14),
+            "another run: it holds epochs=2, steps_in_epoch=14",
+        ),
+        (lambda content: content["lenet"].update(global_step=10**12), "another run: .* here an epoch has 14 steps"),
         (lambda content: content["lenet"].update(settings="[]"), "no checkpoint of a run"),
         (lambda content: content["lenet"].update(tallies=[["x"]]), "no checkpoint of a run"),
         (lambda content: content["lenet"]["random"].update(threads=10**6), "no checkpoint of a run"),
@@ -293,8 +312,19 @@ def test_a_folder_that_is_removed_under_a_run(
     tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None]
 ) -> None:
     at_step(20, lambda: shutil.rmtree(tmp_path / "gone"))
-    with pytest.raises(UserError, match=r"gone.*cannot be written \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"gone: was removed or moved away while the run wrote to it"):
         start(tmp_path / "gone")
+
+
+def test_checkpoints_that_are_moved_away_under_a_run(
+    tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None]
+) -> None:
+    def move() -> None:
+        (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+
+    at_step(20, move)
+    with pytest.raises(UserError, match=r"cannot be written .*; its last checkpoint is not there any more; "):
+        start(tmp_path / "run")
 
 
 def test_tensorboard_that_cannot_write_ends_no_run(

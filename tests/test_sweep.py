@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lenet.errors import UserError
 from lenet.sameness import differences
+from lenet.sweep import read
 from tests.commands import Command, Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 
@@ -119,6 +122,12 @@ def test_another_sweeps_folder(sweep: TrainCommand, tmp_path: Path) -> None:
         assert (run.status, len(run.stderr.splitlines())) == (1, 1)
         assert message in run.stderr
     assert sorted(str(path) for path in folder.rglob("*")) == before
+    # A stranger's: what its jobs write would be elsewhere.
+    (folder / "0").rename(tmp_path / "elsewhere")
+    (folder / "0").symlink_to(tmp_path / "elsewhere")
+    run = sweep("seed=0,1", f"sweep.resume={folder}", folder=tmp_path / "unused")
+    assert (run.status, len(run.stderr.splitlines())) == (1, 1)
+    assert f"{folder / '0'}: is a link" in run.stderr
     assert not (tmp_path / "unused").exists()
 
 
@@ -138,6 +147,9 @@ def test_another_sweeps_folder(sweep: TrainCommand, tmp_path: Path) -> None:
         (["seed=0,1", "sweep.resume=nowhere"], "is no folder"),
         (["seed=0,1", "sweep.resume=."], "holds no sweep"),
         (["seed=0,1", "launcher=slurm"], "launcher=slurm: there is no srun on this machine"),
+        (["seed=0,1", "launcher=processes", "hydra.launcher.jobs=0"], "hydra.launcher.jobs=0: not allowed here"),
+        (["seed=range(1,3,0)"], "seed=range(1,3,0): has no values"),
+        (["seed=1", "hydra/sweeper=basic"], "hydra.sweeper._target_="),
         (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),
     ],
 )
@@ -149,6 +161,21 @@ def test_a_mistake_in_a_sweep_gets_one_line_and_leaves_nothing(
     assert message in run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[" * 100_000,
+        '{"jobs": [{"overrides": [[1]], "settings": {}}]}',
+        '{"jobs": [{"overrides": [], "settings": 3}]}',
+    ],
+)
+def test_a_damaged_plan_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep.json cannot be read"):
+        read(tmp_path, "sweep.resume=")
 
 
 def test_resuming_without_a_sweep_is_refused(train_command: TrainCommand) -> None:
@@ -167,6 +194,10 @@ def test_side_by_side(sweep: TrainCommand) -> None:
     assert "Job 1: " in run.stdout
     assert "Job 1 is done" in run.stdout
     assert "Submitit" not in run.stdout
+    # What submitit finds it unpickles: it looks where nobody else can have put something.
+    (folder,) = (run.folder / ".submitit").iterdir()
+    assert re.fullmatch("[0-9a-f]{16}", folder.name)
+    assert len(list(folder.glob("*/*_result.pkl"))) == 2
 
 
 def writer_of(folder: Path, sweep: Command) -> int:

@@ -36,6 +36,8 @@ from tests.conftest import TrainCommand
         ("hydra/launcher=submitit_slurm hydra.launcher.setup=[evil]", "hydra.launcher.setup=['evil']"),
         ("hydra/launcher=submitit_slurm +hydra.launcher.additional_parameters={a:evil}", "additional_parameters="),
         ("hydra.launcher=x", "hydra.launcher=x"),
+        ("hydra/sweeper=basic", "hydra.sweeper._target_=hydra._internal"),
+        ("hydra.verbose={a:b}", "hydra.verbose={'a': 'b'}"),
         ("hydra.callbacks.preflight='${oc.create:{_target_:builtins.print}}'", "hydra.callbacks.preflight="),
         ("+evil={_target_:builtins.print} hydra.callbacks.preflight=${evil}", "hydra.callbacks.preflight=${evil}"),
         ("+evil={_target_:os.system} +hydra.callbacks.preflight.x=${evil}", "hydra.callbacks.preflight.x=${evil}"),

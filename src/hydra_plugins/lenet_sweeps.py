@@ -9,19 +9,21 @@ import contextlib
 import itertools
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 from omegaconf import DictConfig, open_dict
 
 from lenet import folders, preflight, provenance, sweep
@@ -56,7 +58,8 @@ class Grid(Sweeper):
             UserError: the grid is not one, or another than that of the sweep to resume, or jobs failed.
             KeyboardInterrupt: the user pressed Ctrl-C; says how to go on.
         """
-        if isinstance(self.launcher, SlurmLauncher) and shutil.which("srun") is None:
+        # By its name: Hydra loads the files of plugins for itself, so that a class is another one here.
+        if getattr(self.launcher, "_EXECUTOR", None) == "slurm" and shutil.which("srun") is None:
             raise UserError(
                 "launcher=slurm: there is no srun on this machine; start the sweep where the cluster's commands are, or"
                 " use launcher=in_turn or launcher=processes"
@@ -68,7 +71,7 @@ class Grid(Sweeper):
 
     def _plan(self, arguments: Sequence[str]) -> list[Job]:
         """All jobs, checked; the launcher that can use them gets their configurations, which take long to compose."""
-        first, *others = enumerate(_combinations(arguments))
+        first, *others = enumerate(_combinations(arguments, self.hydra_context.config_loader))
         planned = [self._planned(*first)]  # a mistake is mostly in all of them, and told at once
         if isinstance(self.launcher, InTurn):
             rest = begin_in_fork(lambda _: self._planned_if_right(others))
@@ -117,6 +120,9 @@ class Grid(Sweeper):
             # Each job composes its configuration anew, from these overrides.
             self.config.hydra.sweep.dir = str(whole.folder)
             self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
+        if isinstance(parameters := getattr(self.launcher, "params", None), dict):  # one of submitit's
+            # What it finds there it unpickles: so it finds what the jobs have left that it has started itself.
+            parameters["submitit_folder"] = str(whole.folder / ".submitit" / secrets.token_hex(8) / "%j")
         left = whole.left()
         if self.config.sweep.resume:
             # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
@@ -145,17 +151,20 @@ class Grid(Sweeper):
             )
 
 
-def _combinations(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+def _combinations(arguments: Sequence[str], config_loader: ConfigLoader) -> list[tuple[str, ...]]:
     """The overrides of each job."""
     choices: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+    for override in OverridesParser.create(config_loader).parse_overrides(list(arguments)):
         key = override.get_key_element()
         if key.lstrip("+").startswith("sweep."):
             continue  # of the sweep, not of its jobs
         if not override.is_sweep_override():
             choices[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            try:
+                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            except (ValueError, TypeError) as error:  # of a range that leads nowhere
+                raise UserError(f"{override.input_line}: has no values ({error})") from None
         else:
             raise UserError(f"{override.input_line}: a grid needs single values, such as {key}=0.1,0.5")
         if not choices[key]:

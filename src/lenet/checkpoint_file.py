@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from lenet.errors import UserError
-
-MOST_BYTES = 256 << 20
-"""A checkpoint of LeNet has less than a million bytes; the measures of a very long run may be added to that."""
+from lenet.files import DEEPEST, refuse_endless
 
 _PREFIX = b"sha256:"
 _COMMENT_SIZE = len(_PREFIX) + 64
@@ -26,7 +24,7 @@ _END_RECORD, _END_RECORD_SIZE = b"PK\x05\x06", 22
 """A zip archive without a comment ends with a record of this size; its last two bytes are the comment's length."""
 
 
-MOST_VALUES = 1_000_000
+MOST_VALUES = 100_000
 """So many dicts, lists, tensors and plain values. A run's has some hundreds."""
 
 
@@ -52,19 +50,17 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is something else than a checkpoint; whoever wrote it made it so.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UserError(f"{path}: has {size:,} bytes, and a checkpoint at most {MOST_BYTES:,}")
+        refuse_endless(path)
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     archive, comment = content[:-_COMMENT_SIZE], content[-_COMMENT_SIZE:]
     if comment != _PREFIX + hashlib.sha256(archive).hexdigest().encode():
         raise DamagedError(f"{path}: is damaged: its checksum is not that of its content")
     try:
         members = zipfile.ZipFile(io.BytesIO(content)).infolist()
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or sum(member.file_size for member in members) > size:
+        if not stored or sum(member.file_size for member in members) > len(content):
             raise UserError(f"{path}: is no checkpoint: parts of it are compressed, and could be of any size")
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UserError:
@@ -87,21 +83,25 @@ def refuse_not_finite(path: Path, values: dict[str, Any]) -> None:
     Raises:
         UserError: names the first one.
     """
-    left: list[tuple[str, Any]] = [("", values)]
+    left: list[tuple[str, Any, int]] = [("", values, 0)]
     for _ in range(MOST_VALUES):
         if not left:
             return
-        name, value = left.pop()
+        name, value, depth = left.pop()
         match value:
+            case dict() | list() | tuple() if depth == DEEPEST or len(value) > MOST_VALUES:
+                break
             case dict():
-                left += [(f"{name}.{key}".lstrip("."), inner) for key, inner in reversed(value.items())]
+                left += [(f"{name}.{key}".lstrip("."), inner, depth + 1) for key, inner in reversed(value.items())]
             case list() | tuple():
-                left += [(f"{name}.{number}", inner) for number, inner in reversed(list(enumerate(value)))]
+                left += [(f"{name}.{number}", inner, depth + 1) for number, inner in reversed(list(enumerate(value)))]
             case Tensor() if value.layout != torch.strided or value.device.type != "cpu" or not _is_all_there(value):
                 raise UserError(f"{path}: {name} is no tensor as a run saves it")
             case Tensor() | float() if not torch.isfinite(torch.as_tensor(value)).all():
                 raise UserError(f"{path}: {name} holds numbers that are not finite; nothing can be trained from there")
-    raise UserError(f"{path}: is no checkpoint of a run: it holds more than {MOST_VALUES:,} values")
+    raise UserError(
+        f"{path}: is no checkpoint of a run: it holds more than {MOST_VALUES:,} values, or they are nested too deeply"
+    )
 
 
 def _is_all_there(tensor: Tensor) -> bool:

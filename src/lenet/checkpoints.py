@@ -55,7 +55,8 @@ class WholeFileIO(TorchCheckpointIO):
             if path.name == LAST:
                 self.written = checkpoint["global_step"]
         except OSError as error:
-            self.error, self.failed = error, path
+            if self.error is None:  # of what follows, nothing more can be learned
+                self.error, self.failed = error, path
 
 
 class Checkpoints(Checkpoint):
@@ -201,6 +202,12 @@ class Checkpoints(Checkpoint):
         error, failed, step = self.io.error, self.io.failed, self.io.written
         if error is None or failed is None:
             return UserError(f"{self.folder}: another process cannot write it")
-        good = "the last good checkpoint is whole" if (self.folder / LAST).exists() else "no checkpoint was written"
-        left = good if step is None else f"the last good checkpoint, of step {step}, is whole"
+        if not (self.folder / LAST).exists():
+            left = "no checkpoint was written" if step is None else "its last checkpoint is not there any more"
+        else:
+            left = (
+                "the last good checkpoint is whole"
+                if step is None
+                else f"the last good checkpoint, of step {step}, is whole"
+            )
         return cannot_write(failed, error, self.folder.parent, left)

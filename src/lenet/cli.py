@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -31,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders, preflight, resume, trust
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
-from lenet.errors import UserError
+from lenet.errors import UserError, printable
 from lenet.interrupts import raise_at_once, signum_of
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 # Hydra then raises its errors instead of printing them in several lines; start() prints them in one.
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
+
+SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+"""Not this program's defects, but where it runs."""
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 # fmt: off
@@ -56,6 +60,7 @@ def start(main: Callable[[], Any], project: Path) -> None:
     # A run enables it again.
     gc.disable()
     logging.raiseExceptions = False  # a full disk is told by those who need what they could not write
+    _open_closed_streams()
     raise_at_once()
     _register_project(project)
     os.environ[_HYDRA_RAISES] = "1"
@@ -63,8 +68,24 @@ def start(main: Callable[[], Any], project: Path) -> None:
         _check_flags(sys.argv[1:])
         # Hydra takes settings on one side of -m alone; a user may write it anywhere.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
+        _check_surroundings()
         with _folder_of_its_own():
             main()
+        sys.stdout.flush()  # what cannot be written is told, while it can be
+
+
+def _open_closed_streams() -> None:
+    """Where a shell has closed stdout or stderr, what is said goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - as long as the program runs
+
+
+def _check_surroundings() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; change to another one") from None
 
 
 @contextlib.contextmanager
@@ -122,7 +143,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        line = f"error: {_one_line(error)}"
+        line = f"error: {printable(_one_line(error))}"
         if _in_sweep():
             # The job's own log says at once why it failed; Hydra goes on with the next one.
             log.error(line)
@@ -130,6 +151,11 @@ def one_line_errors() -> Iterator[None]:
         if _user_wants_traceback and _speaks():
             raise
         _exit(line, status=1)
+    except OSError as error:
+        if _in_sweep() or _user_wants_traceback or error.errno not in SURROUNDINGS:
+            raise
+        where = error.filename or "a file, or stdout"
+        _exit(printable(f"error: {where}: cannot be written ({error.strerror}); make room, or let it be written"), 1)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):  # Python, of logging
             _exit(f"error: hydra.job_logging, hydra.hydra_logging: {error} ({error.__cause__})", status=1)
@@ -157,7 +183,7 @@ class Preflight(Callback):
             preflight.check_processes(settings)
             if settings.resume is not None and (finished := resume.finished(Path(settings.resume), settings)):
                 if preflight.is_first():
-                    print(f"{settings.resume}: is finished; {finished}")
+                    print(f"{settings.resume}: is finished; {finished}", flush=True)
                 sys.exit(0)  # each process: a first one that ends well would leave the others waiting for it
             if not preflight.is_first():
                 return  # the first process does the rest
@@ -189,6 +215,8 @@ def _register_project(project: Path) -> None:
 
 
 def _check_flags(arguments: Sequence[str]) -> None:
+    if {"-r", "--run"} & set(arguments) and set(_SWEEP_FLAGS) & set(arguments):
+        raise UserError("--run, --multirun: exclude each other; leave one out")
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
             name = argument.lstrip("-")
@@ -235,9 +263,10 @@ def _in_sweep() -> bool:
 
 def _speaks() -> bool:
     """Whether what goes wrong is to be told: by one process on each machine, as it may be wrong on that alone."""
-    if preflight.started_elsewhere():
-        return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
-    return preflight.is_first()
+    with contextlib.suppress(UserError):  # what is wrong may be where it looks
+        if not preflight.started_elsewhere():
+            return preflight.is_first()
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
 
 
 def _say(line: str) -> None:
@@ -256,7 +285,8 @@ def _exit(line: str, status: int) -> None:
     if _speaks():
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):
-                handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None))
+                with contextlib.suppress(OSError):  # it may be what cannot be written
+                    handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, line, (), None))
         _say(line)
     logging.disable()  # that was the last word; a library that was interrupted while it loads has its own at exit
     sys.exit(status)

@@ -205,7 +205,7 @@ class Trainer(Section):
     model_config = ConfigDict(extra="allow")
     max_epochs: Count
     max_steps: Annotated[int, Field(ge=-1)]  # -1 is Lightning's word for no limit
-    log_every_n_steps: Count
+    log_every_n_steps: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
     @model_validator(mode="after")
     def limits_leave_something_to_do(self) -> Self:
@@ -214,6 +214,9 @@ class Trainer(Section):
         limit = (self.model_extra or {}).get("gradient_clip_val")
         if isinstance(limit, int | float) and limit <= 0:
             raise ValueError(f"gradient_clip_val={limit}: should be greater than 0")
+        every = (self.model_extra or {}).get("check_val_every_n_epoch")
+        if isinstance(every, int) and every < 1:
+            raise ValueError(f"check_val_every_n_epoch={every}: should be at least 1, or null")
         return self
 
     @model_validator(mode="after")
@@ -221,6 +224,8 @@ class Trainer(Section):
         for name, value in (self.model_extra or {}).items():
             if name in TRAINER_ARGUMENTS_SET_ELSEWHERE:
                 raise ValueError(f"{name}={value}: is set by {TRAINER_ARGUMENTS_SET_ELSEWHERE[name]}")
+            if isinstance(value, dict):
+                raise ValueError(f"{name}={value}: should be a plain value; objects cannot be named here")
         return self
 
 

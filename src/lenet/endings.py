@@ -47,6 +47,8 @@ def what_is_left(folder: Path) -> str:
 
 def cannot_write(path: Path, error: OSError, folder: Path, left: str = "") -> UserError:
     """The line about a file of the run in that folder, with what is left of the run, if it is said."""
+    if not folder.is_dir():
+        return UserError(f"{folder}: was removed or moved away while the run wrote to it; put it back, or start anew")
     left = f" {left};" if left else ""
     return UserError(
         f"{path}: cannot be written ({error.strerror or error});{left} make room or let it be written, and"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,32 @@ def alone(folder: Path, key: str) -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse what no run or sweep puts into its folder: what is written through it would be elsewhere, or never end.
+
+    Raises:
+        UserError: names the link, pipe or device, or the folder in which there could be one.
+    """
+
+    def closed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # whoever reads a file there, says more
+            raise UserError(f"{error.filename}: cannot be looked into ({error.strerror}); let it be read")
+
+    for place, names, files in os.walk(folder, onerror=closed):
+        for path in (Path(place, name) for name in (*names, *files)):
+            try:
+                mode = path.lstat().st_mode
+            except OSError as error:  # of a run at work, files come and go
+                closed(error)
+                continue
+            if stat.S_ISLNK(mode):
+                raise UserError(
+                    f"{path}: is a link, and no run makes one; put the file itself there, or remove the link"
+                )
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UserError(f"{path}: is a pipe or a device, and no run makes one; remove it")
 
 
 def refuse_taken(config: DictConfig, key: str) -> None:

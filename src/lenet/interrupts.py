@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -75,10 +76,32 @@ class Interrupts:
 def raise_at_once() -> None:
     """Let the signals raise Interrupted wherever the program is: before there is something to save, and after."""
     handle(_raise)
+    if not isinstance(sys.unraisablehook, _OnceMore):
+        sys.unraisablehook = _OnceMore(sys.unraisablehook)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
     raise Interrupted(signum)
+
+
+class _OnceMore:
+    """Where Python clears an object away it ignores exceptions; a signal that came meanwhile comes once more.
+
+    Args:
+        before: gets what else is ignored.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        interrupt, main = unraisable.exc_value, threading.main_thread().ident
+        if isinstance(interrupt, Interrupted) and main is not None:
+            again = threading.Timer(0.01, signal.pthread_kill, (main, interrupt.signum))
+            again.daemon = True
+            again.start()
+        else:
+            self._before(unraisable)
 
 
 def handle(handler: Callable[[int, FrameType | None], Any]) -> None:

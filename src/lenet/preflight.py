@@ -66,7 +66,7 @@ def started_elsewhere() -> bool:
 
 def rank() -> int:
     """Which of these processes this is; 0 is the first, and also one that is alone."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) if started_elsewhere() else 0
+    return _number("RANK" if "RANK" in os.environ else "SLURM_PROCID") if started_elsewhere() else 0
 
 
 def is_started_by_lightning() -> bool:
@@ -81,10 +81,18 @@ def is_first() -> bool:
 
 def _started() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+        return _number("WORLD_SIZE")
     # As Lightning, which takes a shell of SLURM's for no job.
     in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return 1 if in_shell else int(os.environ.get("SLURM_NTASKS", "1"))
+    return 1 if in_shell or "SLURM_NTASKS" not in os.environ else _number("SLURM_NTASKS")
+
+
+def _number(name: str) -> int:
+    """What torchrun or SLURM has put into the environment."""
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise UserError(f"{name}={value}: should be a whole number in the environment of one of several processes")
+    return int(value)
 
 
 def check_device(device: Device, gpus: int | None) -> None:

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lenet.errors import UserError
-from lenet.files import write_json
+from lenet.errors import UserError, without_passwords
+from lenet.files import read_json, write_json
 
 FILE = "run.json"
 
@@ -33,8 +33,7 @@ def write(folder: Path, settings: dict[str, Any]) -> None:
         UserError: what was kept there is damaged.
     """
     start: dict[str, Any] = {
-        # The password of a database that a search keeps its trials in is nobody else's affair.
-        "command": ["python", *(re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1…@", word) for word in sys.argv)],
+        "command": ["python", *map(without_passwords, sys.argv)],
         "versions": versions(),
         "platform": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
         "git": _git(Path(__file__).parent),
@@ -56,19 +55,20 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         checksum = content.pop(CHECKSUM)
         if checksum != _checksum(content):
             raise UserError(
                 f"{path}: is damaged or was altered: its checksum is not that of its content; a resumed run keeps its"
                 " configuration, so put the file back as it was, or start a new run"
             )
-        if not isinstance(content["settings"], dict) or not isinstance(content["versions"], dict):
-            raise TypeError("it holds no settings")
+        kinds = {"settings": dict, "versions": dict, "resumed": list}
+        if not all(isinstance(content.get(key, []), kind) for key, kind in kinds.items()):
+            raise TypeError("it is not what a run writes")
     except (FileNotFoundError, NotADirectoryError):
         where = f"holds no {FILE}, so no run to go on with" if folder.is_dir() else "is no folder"
         raise UserError(f"resume={folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); put the file back as it was, or start a new run") from None
     return dict(content)
 

@@ -16,7 +16,7 @@ import numpy as np
 from plotly import graph_objects as plot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lenet import events, sweep
+from lenet import events, folders, sweep
 from lenet.errors import UserError
 from lenet.leaderboard import LOSS, Leaderboard
 from lenet.page import Page
@@ -77,8 +77,9 @@ def write_report(folder: Path) -> Path:
     """Write report.html into the folder of a run or a sweep; returns its path.
 
     Raises:
-        UserError: the folder holds neither, or the page cannot be written.
+        UserError: the folder holds neither, or what does not belong there; or the page cannot be written.
     """
+    folders.refuse_foreign(folder)
     if (folder / PLAN).is_file():
         page = _page_of_sweep(sweep.read(folder, ""))
     elif any(folder.glob("events.out.tfevents.*")):

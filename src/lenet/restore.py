@@ -14,7 +14,7 @@ import torch
 
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
-from lenet.module import Classifier
+from lenet.module import Classifier, steps_per_epoch
 from lenet.saved import Saved
 
 
@@ -34,7 +34,18 @@ def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
     module.go_on_from(progress)
     _take_up_optimizer(saved, trainer, module)
     trainer.fit_loop.setup_data()
+    _refuse_another_place(saved, steps_per_epoch(trainer))
     _place(trainer, progress["epochs"], progress["global_step"], _blocks(trainer, progress["steps_in_epoch"]))
+
+
+def _refuse_another_place(saved: Saved, steps: int) -> None:
+    """Refuse a place in the run that one with so many steps an epoch does not have."""
+    (epochs, done), total = saved.place, saved.progress["global_step"]
+    if done >= steps or not done <= total <= epochs * steps + done:
+        raise UserError(
+            f"{saved.path}: is a checkpoint of another run: it holds epochs={epochs}, steps_in_epoch={done} and"
+            f" global_step={total}, and here an epoch has {steps} steps"
+        )
 
 
 def _take_up_optimizer(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lenet import provenance
+from lenet import folders, provenance
 from lenet.config import Settings, validated
 from lenet.errors import UserError
+from lenet.files import read_json
 from lenet.sweep import RESULT, flat
 
 CHANGEABLE = ("resume", "trainer.max_epochs", "device", "hydra.mode")
@@ -31,13 +31,13 @@ def take_over(config: DictConfig, is_child: bool) -> Settings:
     task = [str(word) for word in config.hydra.overrides.task]
     for word in task + ([] if is_child else [str(word) for word in config.hydra.overrides.hydra]):
         key = word.lstrip("+~").partition("=")[0]
-        if key not in CHANGEABLE and not key.startswith("device."):
+        if word.startswith("~") or (key not in CHANGEABLE and not key.startswith("device.")):
             raise UserError(
                 f"{word}: a resumed run keeps its configuration, but for trainer.max_epochs and device; leave it out,"
                 " or start a new run without resume"
             )
+    folders.refuse_foreign(folder)
     saved = provenance.read(folder)["settings"]
-    _refuse_links(folder)
     _refuse_interpolations(folder, saved)
     validated(Settings, {**saved, "resume": None})
     _change(saved, config, task)
@@ -56,7 +56,7 @@ def finished(folder: Path, settings: Settings) -> str | None:
     """If nothing is left to do, what would have to be said for more."""
     limits = settings.trainer
     try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = read_json(folder / RESULT)
         if limits.max_steps != -1 and result["steps"] >= limits.max_steps:
             return f"it has done trainer.max_steps={limits.max_steps}, and a new run can do more"
         return "trainer.max_epochs=NUMBER trains on" if result["epochs"] >= limits.max_epochs else None
@@ -98,13 +98,6 @@ def _refuse_interpolations(folder: Path, saved: dict[str, Any]) -> None:
     for key, value in flat(saved).items():
         if "${" in str(value):
             raise UserError(f"{folder / provenance.FILE}: {key}={value}: is not a value; the file is not a run's own")
-
-
-def _refuse_links(folder: Path) -> None:
-    # What a run writes and cuts back would be elsewhere.
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise UserError(f"{path}: is a link, and no run makes one; put the file itself there, or remove the link")
 
 
 def _refuse_missing_data(data: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lenet import checkpoint_file, events, saved
+from lenet.files import read_json
 from lenet.nested import parts
 
 TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
@@ -31,7 +31,7 @@ def differences(run: Path, other: Path) -> list[str]:
             found += [
                 f"{name}: {key}" for key in ours.keys() | theirs.keys() if not _equal(ours.get(key), theirs.get(key))
             ]
-    ours, theirs = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (run, other))
+    ours, theirs = (read_json(folder / "metrics.json") for folder in (run, other))
     found += [f"metrics.json: {key}" for key in ours.keys() | theirs.keys() if not _same(key, ours, theirs)]
     ours, theirs = scalars(run), scalars(other)
     for tag in ours.keys() | theirs.keys():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from lenet.checkpoint_file import DamagedError, read, reason_of, refuse_not_finite
 from lenet.errors import UserError
+from lenet.nested import parts
 from lenet.preflight import rank
 
 log = logging.getLogger(__name__)
@@ -24,8 +26,12 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 OURS = "lenet"
 """The key, in a checkpoint as Lightning makes it, of what `lenet.checkpoints` adds."""
 
+MOST = 2**53
+"""No run counts further: a float can tell so many numbers apart."""
+
+_COUNTS = ("epochs", "global_step", "images_trained", "steps_in_epoch")
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("epochs", "global_step", "images_trained", "steps_in_epoch"), int),
+    **dict.fromkeys(_COUNTS, int),
     **dict.fromkeys(("metrics", "events", "callbacks", "random"), dict),
     **{"settings": str, "tallies": list, "checkpoint_seconds": float, "best_val_acc": (float, type(None))},
 }
@@ -131,4 +137,19 @@ def _looked_through(path: Path, content: dict[str, Any]) -> Saved:
         if not right or not all(isinstance(content[OURS].get(key), kind) for key, kind in _KINDS.items()):
             raise UserError(f"{path}: is no checkpoint of a run of this program")
         refuse_not_finite(path, {key: content[key] for key in sections})
+        _refuse_impossible(path, saved)
     return saved
+
+
+def _refuse_impossible(path: Path, saved: Saved) -> None:
+    """Refuse numbers that no run has; which ones do not fit the run at hand, `lenet.restore` finds."""
+    progress = saved.progress
+    numbers = {name: progress[name] for name in (*_COUNTS, "checkpoint_seconds")}
+    numbers |= dict(parts(progress["tallies"], "tallies") + parts(progress["callbacks"], "callbacks"))
+    for place, state in enumerate(saved.content["optimizer_states"]):
+        for group in state["param_groups"]:
+            numbers[f"optimizer_states.{place}.lr"] = group["lr"]
+    for name, value in numbers.items():
+        most = MOST if isinstance(value, int) else math.inf
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise UserError(f"{path}: is no checkpoint of a run: it holds {name}={value}")

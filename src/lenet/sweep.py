@@ -6,15 +6,15 @@ metrics.json is there, which is written last and at once: so a sweep that was ki
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lenet import folders
 from lenet.errors import UserError
-from lenet.files import write_json
+from lenet.files import read_json, write_json
 
 PLAN = "sweep.json"
 RESULT = "metrics.json"
@@ -90,8 +90,8 @@ def read_result(folder: Path, remedy: str) -> dict[str, Any]:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [value for key, value in result.items() if "/" in key]
+        result = read_json(path)
+        numbers = [value for key, value in result.items() if "/" in key or key in ("seconds", "epochs", "seed")]
         if not all(value is None or isinstance(value, int | float) for value in numbers):
             raise ValueError("it holds something else than numbers")
         if missing := {"seconds", "epochs", "seed", "device"} - set(result):
@@ -109,8 +109,11 @@ def read(folder: Path, key: str) -> Sweep:
     """
     path = folder / PLAN
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        folders.refuse_foreign(folder)
+        plan = read_json(path)
         jobs = [Job(number, tuple(job["overrides"]), job["settings"]) for number, job in enumerate(plan["jobs"])]
+        if not all(isinstance(job.settings, dict) and all(isinstance(w, str) for w in job.overrides) for job in jobs):
+            raise TypeError("it is not what a sweep writes")
     except FileNotFoundError:
         where = "holds no sweep" if folder.is_dir() else "is no folder"
         raise UserError(f"{key}{folder}: {where}; name the folder of one, such as outputs/multirun/DATE/TIME") from None

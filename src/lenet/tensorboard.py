@@ -201,7 +201,7 @@ class RunLogger(TensorBoardLogger):
     def histogram(self, tag: str, values: NDArray[np.floating[Any]], step: int) -> None:
         """Log how values are distributed, in as many bins as TensorBoard shows."""
         values = values.astype(np.float64)  # in single precision, values may lie too close for so many bins
-        counts, limits = np.histogram(values, BINS)
+        counts, limits = np.histogram(values.astype(np.float64), BINS)  # the range of large ones is larger
         self.experiment.add_histogram_raw(
             tag,
             values.min(),

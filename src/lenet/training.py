@@ -19,7 +19,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -235,7 +234,7 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
     device = settings.section("device")
     try:
         return pl.Trainer(**(defaults | device | settings.section("trainer") | arguments))
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except Exception as error:  # of whatever kind: it looks at its arguments in many places
         section, values = "trainer", settings.trainer.model_extra or {}
         if not values or "devices" in str(error):
             section, values = "device", device

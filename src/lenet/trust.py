@@ -22,10 +22,7 @@ CALLBACKS = {"preflight": {"_target_": "lenet.cli.Preflight"}}
 
 TARGETS = {
     "hydra.callbacks.preflight": {"lenet.cli.Preflight"},
-    "hydra.sweeper": {
-        "hydra_plugins.lenet_sweeps.Grid",
-        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-    },
+    "hydra.sweeper": {"hydra_plugins.lenet_sweeps.Grid"},
     "hydra.launcher": {
         "hydra_plugins.lenet_sweeps.InTurn",
         "hydra_plugins.lenet_sweeps.SideBySide",
@@ -61,11 +58,12 @@ def guard() -> None:
     OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
 
 
-def check(section: dict[str, Any]) -> None:
+def check(section: dict[str, Any], callbacks: dict[str, Any] = CALLBACKS) -> None:
     """Refuse what could start a program, or write elsewhere than in the run's folder.
 
     Args:
         section: Hydra's own, not resolved.
+        callbacks: that it should have.
 
     Raises:
         UserError: names the key and its value.
@@ -81,11 +79,14 @@ def check(section: dict[str, Any]) -> None:
         owner, _, name = key.rpartition(".")
         if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
             raise _refused(key, value, "only the program's own classes are (launcher=processes and the like name them)")
-    callbacks = section.get("callbacks") or {}
-    if others := set(callbacks) - set(CALLBACKS):
+    found = section.get("callbacks") or {}
+    if others := set(found) - set(CALLBACKS):
         raise _refused(f"hydra.callbacks.{min(others)}", "…", "there are no others than the program's own")
-    if callbacks != CALLBACKS:
-        raise _refused("hydra.callbacks", callbacks, "the program's own stay as they are")
+    if found != callbacks:
+        raise _refused("hydra.callbacks", found, "the program's own stay as they are")
+    verbose = section.get("verbose")
+    if not isinstance(verbose, bool | str | list | None):
+        raise _refused("hydra.verbose", verbose, "should be true, false, or the name of a logger")
     for name in ("job_logging", "hydra_logging"):
         _check_logging(f"hydra.{name}", section.get(name) or {})
     _check_launcher(section.get("launcher") or {})
@@ -116,7 +117,9 @@ def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         if "hydra" in config:
             section = OmegaConf.to_container(config.hydra, resolve=False)
             assert isinstance(section, dict)
-            check({str(key): value for key, value in section.items()})
+            # Hydra's own help is of its own configuration alone, and runs nothing.
+            callbacks = CALLBACKS if named.get("config_name") is not None else {}
+            check({str(key): value for key, value in section.items()}, callbacks)
         return config
 
     return load_configuration
@@ -144,6 +147,9 @@ def _check_launcher(launcher: dict[str, Any]) -> None:
     for name in COMMANDS:
         if launcher.get(name):
             raise _refused(f"hydra.launcher.{name}", launcher[name], "prepare the shell that starts the sweep instead")
+    jobs = launcher.get("jobs", 1)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise _refused("hydra.launcher.jobs", jobs, "should be a whole number of at least 1")
     folder = launcher.get("submitit_folder", JOBS_FOLDER)
     if folder != JOBS_FOLDER:
         raise _refused("hydra.launcher.submitit_folder", folder, "jobs are kept in the sweep's folder")

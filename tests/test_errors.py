@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from lenet.errors import printable
+
+
+def test_a_terminal_does_not_obey_what_is_printed() -> None:
+    assert printable("data.root=a\nb\x1b[2Jc\u202ed") == "data.root=a\\nb\\x1b[2Jc\\u202ed"
+
+
+def test_words_of_all_languages_stay() -> None:
+    assert printable("data.root=Übung/ふく – 6×28") == "data.root=Übung/ふく – 6×28"
+
+
+def test_passwords_in_addresses_are_left_out() -> None:
+    assert printable("postgresql://me:secret@host/db: no driver") == "postgresql://me:…@host/db: no driver"
