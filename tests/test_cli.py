@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +67,49 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     train_command: TrainCommand, override: str, parts: list[str]
 ) -> None:
     assert_refused(train_command(override), *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--run", "-m"], "--run, --multirun: exclude each other"),
+        (["-sc"], "--shell-completion: add what to do"),
+        (["resume=x", "~device.devices"], "~device.devices: a resumed run keeps its configuration"),
+    ],
+)
+def test_words_that_do_not_go_together(commands: Commands, words: list[str], named: str) -> None:
+    done = commands.run("train.py", *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {named}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_hydras_own_help_is_there(commands: Commands) -> None:
+    done = commands.run("train.py", "--hydra-help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--multirun" in done.stdout
+
+
+def test_where_nobody_can_be_told_a_mistake_is_one_all_the_same() -> None:
+    for redirected, status, error in (
+        (">&-", 1, "error: optimzer.lr: no such key; did you mean optimizer.lr?\n"),
+        (">&- 2>&-", 1, ""),
+    ):
+        words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} optimzer.lr=1 {redirected}"
+        done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+        assert (done.returncode, done.stderr) == (status, error)
+    words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} --help >/dev/full"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: stdout: cannot be written (No space left on device)")
+
+
+def test_a_folder_that_is_gone_is_no_place_to_start_from(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = f"cd {gone}; rmdir {gone}; {shlex.quote(sys.executable)} {PROJECT / 'train.py'} data=synthetic"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    assert (done.returncode, done.stderr) == (1, "error: the current folder was removed; change to another one\n")
 
 
 def test_a_gpu_where_there_is_none_is_refused(train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch) -> None:

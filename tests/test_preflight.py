@@ -9,8 +9,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lenet import preflight
+from lenet.cli import compose_settings
 from lenet.config import Device
 from lenet.errors import UserError
+from tests.commands import PROJECT
 
 
 def test_the_trainers_arguments_are_those_of_its_signature() -> None:
@@ -45,6 +47,31 @@ def test_a_gpu_is_asked_for_where_there_is_none() -> None:
         preflight.check_device(device, gpus)
     with pytest.raises(UserError, match=r"device=gpu: torch .* finds no GPU on this machine; use device=auto or"):
         preflight.check_device(device, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "", "RANK": "0"}, "WORLD_SIZE="),
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "abc"}, "RANK=abc"),
+        ({"SLURM_NTASKS": "abc", "SLURM_PROCID": "0"}, "SLURM_NTASKS=abc"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "-1"}, "SLURM_PROCID=-1"),
+        ({"LOCAL_RANK": "abc"}, "LOCAL_RANK=abc"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str
+) -> None:
+    settings = compose_settings(PROJECT)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def look() -> None:
+        preflight.is_first()
+        preflight.check_processes(settings)
+
+    with pytest.raises(UserError, match=f"{named}: should be a whole number"):
+        look()
 
 
 @pytest.mark.parametrize(("gpus", "named"), [(1, "1 GPU; use at most 1"), (2, "2 GPUs; use at most 2")])

@@ -53,6 +53,8 @@ _FLAGS = {
 }
 # fmt: on
 
+_COMPLETION = re.compile(r"(install|uninstall|query)=\w+")
+
 
 def start(main: Callable[[], Any], project: Path) -> None:
     """Run a Hydra application whose outputs and data lie below `project`, wherever it was started from."""
@@ -154,7 +156,7 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if _in_sweep() or _user_wants_traceback or error.errno not in SURROUNDINGS:
             raise
-        where = error.filename or "a file, or stdout"
+        where = error.filename or Preflight.claimed or "stdout"  # a full disk has no name
         _exit(printable(f"error: {where}: cannot be written ({error.strerror}); make room, or let it be written"), 1)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):  # Python, of logging
@@ -171,7 +173,13 @@ def one_line_errors() -> Iterator[None]:
 
 
 class Preflight(Callback):
-    """Before a run has a folder: checks its configuration, device and data, then claims a folder of its own."""
+    """Before a run has a folder: checks its configuration, device and data, then claims a folder of its own.
+
+    Attributes:
+        claimed: that folder.
+    """
+
+    claimed: Path | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _nothing_swallowed(), one_line_errors():
@@ -196,7 +204,7 @@ class Preflight(Callback):
 
             check(settings)
             if settings.resume is None:
-                folders.claim(config, "hydra.run.dir")
+                Preflight.claimed = folders.claim(config, "hydra.run.dir")
 
 
 @contextlib.contextmanager
@@ -217,6 +225,8 @@ def _register_project(project: Path) -> None:
 def _check_flags(arguments: Sequence[str]) -> None:
     if {"-r", "--run"} & set(arguments) and set(_SWEEP_FLAGS) & set(arguments):
         raise UserError("--run, --multirun: exclude each other; leave one out")
+    if {"-sc", "--shell-completion"} & set(arguments) and not any(map(_COMPLETION.match, arguments)):
+        raise UserError("--shell-completion: add what to do: install=bash, uninstall=bash; or fish, or zsh")
     for argument in arguments:
         if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
             name = argument.lstrip("-")
@@ -263,10 +273,12 @@ def _in_sweep() -> bool:
 
 def _speaks() -> bool:
     """Whether what goes wrong is to be told: by one process on each machine, as it may be wrong on that alone."""
-    with contextlib.suppress(UserError):  # what is wrong may be where it looks
-        if not preflight.started_elsewhere():
-            return preflight.is_first()
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+    try:
+        if preflight.started_elsewhere():
+            return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+        return preflight.is_first()
+    except UserError:  # what is wrong is where it looks
+        return True
 
 
 def _say(line: str) -> None:

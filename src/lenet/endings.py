@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lenet.errors import DivergenceError, UserError
 from lenet.interrupts import Interrupted, Leave, saying
+from lenet.provenance import FILE
 from lenet.saved import FOLDER, LAST
 
 
@@ -50,9 +51,9 @@ def cannot_write(path: Path, error: OSError, folder: Path, left: str = "") -> Us
     if not folder.is_dir():
         return UserError(f"{folder}: was removed or moved away while the run wrote to it; put it back, or start anew")
     left = f" {left};" if left else ""
+    how = f"{resuming(folder)} goes on" if (folder / FILE).exists() else "start the run again, in another folder"
     return UserError(
-        f"{path}: cannot be written ({error.strerror or error});{left} make room or let it be written, and"
-        f" {resuming(folder)} goes on"
+        f"{path}: cannot be written ({error.strerror or error});{left} make room or let it be written, and {how}"
     )
 
 

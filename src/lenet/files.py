@@ -38,6 +38,9 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             _keep(path, previous)
         part.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk has none
+        raise
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

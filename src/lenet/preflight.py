@@ -71,7 +71,7 @@ def rank() -> int:
 
 def is_started_by_lightning() -> bool:
     """Whether another process of the same run has started this one."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and not started_elsewhere()
+    return "LOCAL_RANK" in os.environ and _number("LOCAL_RANK") != 0 and not started_elsewhere()
 
 
 def is_first() -> bool:

@@ -115,12 +115,14 @@ class Study:
         overrides: those that all trials have in common.
 
     Raises:
-        UserError: the storage cannot be used, or holds a study of something else.
+        UserError: the storage cannot be used, or holds a study of something else; or a run is to be resumed.
     """
 
     def __init__(self, search: Search, compose: Callable[..., Settings], overrides: Sequence[str]) -> None:
         self.search, self.compose, self.overrides = search, compose, list(overrides)
         self.folder = Path(search.folder)
+        if any(word.lstrip("+~").startswith("resume=") for word in overrides):
+            raise UserError("resume: goes on with one run; a search goes on by the same tune.storage and tune.name")
         self.study = self._open()
 
     def _open(self) -> optuna.Study:

@@ -58,12 +58,11 @@ def guard() -> None:
     OmegaConf.register_new_resolver("oc.env", _no_environment, replace=True)
 
 
-def check(section: dict[str, Any], callbacks: dict[str, Any] = CALLBACKS) -> None:
+def check(section: dict[str, Any]) -> None:
     """Refuse what could start a program, or write elsewhere than in the run's folder.
 
     Args:
         section: Hydra's own, not resolved.
-        callbacks: that it should have.
 
     Raises:
         UserError: names the key and its value.
@@ -79,11 +78,11 @@ def check(section: dict[str, Any], callbacks: dict[str, Any] = CALLBACKS) -> Non
         owner, _, name = key.rpartition(".")
         if name == "()" or (name == "_target_" and value not in TARGETS.get(owner, ())):
             raise _refused(key, value, "only the program's own classes are (launcher=processes and the like name them)")
-    found = section.get("callbacks") or {}
-    if others := set(found) - set(CALLBACKS):
+    callbacks = section.get("callbacks") or {}
+    if others := set(callbacks) - set(CALLBACKS):
         raise _refused(f"hydra.callbacks.{min(others)}", "…", "there are no others than the program's own")
-    if found != callbacks:
-        raise _refused("hydra.callbacks", found, "the program's own stay as they are")
+    if callbacks != CALLBACKS:
+        raise _refused("hydra.callbacks", callbacks, "the program's own stay as they are")
     verbose = section.get("verbose")
     if not isinstance(verbose, bool | str | list | None):
         raise _refused("hydra.verbose", verbose, "should be true, false, or the name of a logger")
@@ -114,12 +113,12 @@ def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             # What Hydra did not expect to find where it looks.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the configuration cannot be put together from these overrides ({reason})") from None
+        if named.get("config_name") is None and not named.get("overrides"):
+            return config  # for --hydra-help: Hydra's own, as it came
         if "hydra" in config:
             section = OmegaConf.to_container(config.hydra, resolve=False)
             assert isinstance(section, dict)
-            # Hydra's own help is of its own configuration alone, and runs nothing.
-            callbacks = CALLBACKS if named.get("config_name") is not None else {}
-            check({str(key): value for key, value in section.items()}, callbacks)
+            check({str(key): value for key, value in section.items()})
         return config
 
     return load_configuration
