@@ -37,6 +37,14 @@ def test_the_first_signal_is_noted_and_counts() -> None:
     assert (done.returncode, done.stdout) == (0, f"{signal.SIGTERM.value}\n" * 2)
 
 
+def test_a_closed_terminal_asks_for_an_end_unless_nohup_says_otherwise() -> None:
+    code = "from lenet.interrupts import signals; print([each.name for each in signals()])"
+    for words, there in (([], True), (["nohup"], False)):
+        command = [*words, sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert ("SIGHUP" in done.stdout) == there
+
+
 CLEARS = """
 import os, signal, time, weakref
 from lenet.interrupts import Interrupted, raise_at_once

@@ -12,9 +12,13 @@ from typing import Any
 
 
 def signals() -> list[signal.Signals]:
-    """Those that ask a run to end. Under SLURM a job may also have chosen a signal that comes before its end."""
-    names = ["SIGINT", "SIGTERM"] + ["SIGUSR1", "SIGUSR2"] * ("SLURM_JOB_ID" in os.environ)
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+    """Those that ask a run to end. Under SLURM a job may also have chosen a signal that comes before its end.
+
+    A terminal that is closed sends SIGHUP, which nohup has a program ignore.
+    """
+    names = ["SIGINT", "SIGTERM", "SIGHUP"] + ["SIGUSR1", "SIGUSR2"] * ("SLURM_JOB_ID" in os.environ)
+    known: list[signal.Signals] = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [each for each in known if each.name != "SIGHUP" or signal.getsignal(each) != signal.SIG_IGN]
 
 
 class Interrupted(KeyboardInterrupt):
