@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,19 +39,19 @@ SAY_NOTHING, FAIL_LATER, CRASH = (
 )
 
 CASES = [
-    ("SIGTERM", TRAIN, (), chaos.EXACTLY),
-    ("SIGTERM", TRAIN, ("a weight",), chaos.FAILED),
-    ("SIGTERM", SAY_NOTHING + TRAIN, (), chaos.FAILED),
-    ("SIGTERM", TRAIN + FAIL_LATER, (), chaos.FAILED),
-    ("SIGKILL", TRAIN, (), chaos.EXACTLY),
-    ("truncated checkpoint", TRAIN, (), chaos.EXACTLY),
-    ("truncated checkpoint", TRAIN + REFUSE, (), chaos.REFUSED),
-    ("truncated checkpoint", TRAIN + CRASH, (), chaos.FAILED),
-    ("flipped bit in checkpoint", TRAIN + REFUSE, ("a weight",), chaos.FAILED),
+    ("SIGTERM", TRAIN, (), chaos.EXACTLY, None),
+    ("SIGTERM", TRAIN, ("a weight",), chaos.FAILED, "differs from the undisturbed run: a weight"),
+    ("SIGTERM", SAY_NOTHING + TRAIN, (), chaos.FAILED, "SIGTERM: ended with -15"),
+    ("SIGTERM", TRAIN + FAIL_LATER, (), chaos.FAILED, "(resumed|SIGTERM: ended with):? 1"),
+    ("SIGKILL", TRAIN, (), chaos.EXACTLY, None),
+    ("truncated checkpoint", TRAIN, (), chaos.EXACTLY, None),
+    ("truncated checkpoint", TRAIN + REFUSE, (), chaos.REFUSED, None),
+    ("truncated checkpoint", TRAIN + CRASH, (), chaos.FAILED, "last.ckpt damaged: 1: Traceback"),
+    ("flipped bit in checkpoint", TRAIN + REFUSE, ("a weight",), chaos.FAILED, "differs from the undisturbed run"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "program", "differences", "result"), CASES)
+@pytest.mark.parametrize(("fault", "program", "differences", "result", "reason"), CASES)
 def test_what_becomes_of_a_harmed_program_is_counted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -59,14 +60,19 @@ def test_what_becomes_of_a_harmed_program_is_counted(
     program: str,
     differences: tuple[str, ...],
     result: str,
+    reason: str | None,
 ) -> None:
     monkeypatch.setattr(chaos, "FAULTS", (fault,))
-    monkeypatch.setattr(chaos, "STARTING_SECONDS", 0.3)
+    monkeypatch.setattr(chaos, "EARLY_SHARE", 0)
     monkeypatch.setattr(chaos, "TRAINING_SECONDS", 0.1)
     monkeypatch.setattr(chaos, "differences", lambda *_: list(differences))
     (tmp_path / "train.py").write_text(BEGIN + program)
     assert chaos.chaos(tmp_path, tmp_path, rounds=2, seed=0, jobs=2, data=tmp_path) == (result != chaos.FAILED)
-    header, _, row, _ = (line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    lines = capsys.readouterr().out.splitlines()
+    header, _, row, _ = (line.split(" | ") for line in lines if line.startswith("|"))
     counts = dict(zip([name.strip("| ") for name in header], [count.strip("| ") for count in row], strict=True))
     zeros = dict.fromkeys((chaos.EXACTLY, chaos.REFUSED, chaos.FAILED), "0")
     assert counts == {"fault": fault, "times injected": "2", **zeros, result: "2"}
+    failures = [line for line in lines if line.startswith("round ")]
+    assert len(failures) == (2 if reason else 0)
+    assert all(re.search(rf"HarmError\(['\"]{reason}", line) for line in failures)

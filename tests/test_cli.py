@@ -102,6 +102,9 @@ def test_where_nobody_can_be_told_a_mistake_is_one_all_the_same() -> None:
     done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: stdout: cannot be written (No space left on device)")
+    words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} --help | true"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_folder_that_is_gone_is_no_place_to_start_from(tmp_path: Path) -> None:

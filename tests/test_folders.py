@@ -49,5 +49,18 @@ def test_a_folder_that_cannot_be_looked_into_is_refused(tmp_path: Path, monkeypa
         folders.refuse_foreign(tmp_path)
 
 
-def test_what_goes_meanwhile_is_none_of_its_business(tmp_path: Path) -> None:
+def test_what_goes_meanwhile_is_none_of_its_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.refuse_foreign(tmp_path / "not there")
+    monkeypatch.setattr(folders.os, "walk", lambda *_, **__: [(str(tmp_path), [], [".last.ckpt.part"])])  # type: ignore[attr-defined]
+    folders.refuse_foreign(tmp_path)
+
+
+def test_what_submitit_keeps_of_jobs_is_let_be(tmp_path: Path) -> None:
+    jobs = tmp_path / ".submitit"
+    jobs.mkdir()
+    (jobs / ".submission_file_1.sh").symlink_to("1_submission.sh")  # as it makes one for a cluster
+    folders.refuse_foreign(tmp_path)
+    jobs.rename(tmp_path / "elsewhere")
+    jobs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\.submitit: is a link"):
+        folders.refuse_foreign(tmp_path)

@@ -59,7 +59,7 @@ def test_deterministic_runs_are_the_same_bit_for_bit(train_command: TrainCommand
 def test_a_run_that_was_ended_goes_on_to_the_same_numbers(
     train_command: TrainCommand, commands: Commands, tmp_path: Path, variant: str
 ) -> None:
-    words = (*SMALL, "deterministic=true", "trainer.max_epochs=6", "checkpoint.every_seconds=0", *VARIANTS[variant])
+    words = (*SMALL, "deterministic=true", "trainer.max_epochs=20", "checkpoint.every_seconds=0", *VARIANTS[variant])
     whole = train_command(*words)
     ended = tmp_path / "ended"
     command = commands.start("train.py", *words, f"hydra.run.dir={ended}")

@@ -254,13 +254,22 @@ def spoil_nesting(content: dict[str, Any]) -> None:
         (spoil_size, "net.fc3.bias is no tensor as a run saves it"),
         (spoil_depth, "holds more than 100,000 values"),
         (spoil_nesting, "nested too deeply"),
-        (lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr="abc"), "no checkpoint of a run"),
-        (lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr=-3.0), "no checkpoint of a run"),
-        (lambda content: content["lenet"].update(steps_in_epoch=-3), "no checkpoint of a run"),
-        (lambda content: content["lenet"].update(epochs=-5), "no checkpoint of a run"),
-        (lambda content: content["lenet"].update(images_trained=10**30), "no checkpoint of a run"),
-        (lambda content: content["lenet"].update(tallies=[[1.0, 10**400, 1]]), "no checkpoint of a run"),
-        (lambda content: content["lenet"]["callbacks"]["Throughput"].update(seconds="a"), "no checkpoint of a run"),
+        (
+            lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr="abc"),
+            "it holds optimizer_states.0.lr=abc",
+        ),
+        (
+            lambda content: content["optimizer_states"][0]["param_groups"][0].update(lr=-3.0),
+            "it holds optimizer_states.0.lr=-3.0",
+        ),
+        (lambda content: content["lenet"].update(steps_in_epoch=-3), "it holds steps_in_epoch=-3"),
+        (lambda content: content["lenet"].update(epochs=-5), "it holds epochs=-5"),
+        (lambda content: content["lenet"].update(images_trained=10**30), "it holds images_trained=10000"),
+        (lambda content: content["lenet"].update(tallies=[[1.0, 10**400, 1]]), "it holds tallies.0.1=10000"),
+        (
+            lambda content: content["lenet"]["callbacks"]["Throughput"].update(seconds="a"),
+            "it holds callbacks.Throughput.seconds=a",
+        ),
         (
             lambda content: content["lenet"].update(steps_in_epoch=14),
             "another run: it holds epochs=2, steps_in_epoch=14",
@@ -276,6 +285,8 @@ def spoil_nesting(content: dict[str, Any]) -> None:
         (lambda content: content.pop("lenet"), "no checkpoint of a run"),
         (lambda content: content["lenet"].pop("global_step"), "no checkpoint of a run"),
         (lambda content: content["lenet"]["random"].update(torch="x"), "no checkpoint of a run"),
+        (lambda content: content["lenet"]["random"]["numpy"].__setitem__(2, 10**9), "ValueError: position 1000000000"),
+        (lambda content: content["lenet"]["callbacks"].update({"k" * 2000: [0] * 9}), "their names are too long"),
         (lambda content: content["lenet"]["events"].update(files=[7]), "no checkpoint of a run"),
         (lambda content: content["lenet"].update(callbacks={"Throughput": []}), "no checkpoint of a run"),
     ],
@@ -288,6 +299,16 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_in_one_line(
         resume(copy)
     assert str(last(copy)) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_checkpoint_of_endless_steps_is_refused_at_once_where_the_schedule_is_made_anew(tmp_path: Path) -> None:
+    start(tmp_path, "scheduler=cosine", "trainer.max_epochs=2")
+    rewrite(last(tmp_path), lambda content: content["lenet"].update(global_step=10**12))
+    settings = provenance.read(tmp_path)["settings"]
+    settings["trainer"]["max_epochs"] = 3
+    provenance.write(tmp_path, settings)
+    with pytest.raises(UserError, match=r"another run: .*global_step=1000000000000"):
+        resume(tmp_path)
 
 
 def full_disk(*_: object, **__: object) -> None:

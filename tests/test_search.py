@@ -139,6 +139,7 @@ def test_two_workers_and_one_that_is_killed(commands: Commands, tmp_path: Path, 
         (["tune.storage=study.db"], "tune.storage=study.db: string should match pattern"),
         (["data.val_size=0"], "data.val_size=0: a search needs validation images"),
         (["device=ddp"], "device.devices=2: a trial runs on one device"),
+        (["resume=somewhere"], "resume: goes on with one run"),
     ],
 )
 def test_a_mistake_gets_one_line(tune: Tune, tmp_path: Path, overrides: list[str], message: str) -> None:

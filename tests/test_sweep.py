@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -201,11 +202,12 @@ def test_side_by_side(sweep: TrainCommand) -> None:
 
 
 def writer_of(folder: Path, sweep: Command) -> int:
-    """The process of a sweep that writes the events of the job in that folder. (For Linux.)"""
+    """The process of a sweep that has a file of the job in that folder open. (For Linux.)"""
     for pid in sweep.processes():
-        for opened in Path(f"/proc/{pid}/fd").iterdir():
-            if pid != sweep.pid and opened.exists() and opened.readlink().parent == folder:
-                return pid
+        for descriptor in list(Path(f"/proc/{pid}/fd").iterdir()) if pid != sweep.pid else ():
+            with contextlib.suppress(OSError):  # it is closed meanwhile
+                if descriptor.readlink().parent == folder:
+                    return pid
     raise LookupError(folder)
 
 

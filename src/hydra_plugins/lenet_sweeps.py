@@ -122,7 +122,7 @@ class Grid(Sweeper):
             self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
         if isinstance(parameters := getattr(self.launcher, "params", None), dict):  # one of submitit's
             # What it finds there it unpickles: so it finds what the jobs have left that it has started itself.
-            parameters["submitit_folder"] = str(whole.folder / ".submitit" / secrets.token_hex(8) / "%j")
+            parameters["submitit_folder"] = str(whole.folder / folders.JOBS / secrets.token_hex(8) / "%j")
         left = whole.left()
         if self.config.sweep.resume:
             # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.

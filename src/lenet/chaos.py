@@ -43,8 +43,8 @@ DEVICES = {"cpu": ("device=cpu",), "gpu": ("device=gpu", "deterministic=true")}
 
 TIMEOUT_SECONDS = 300
 
-STARTING_SECONDS, TRAINING_SECONDS = 5, 1.5
-"""A run is harmed at a moment within these from its start, or from when it has begun to train."""
+EARLY_SHARE, STARTING_SECONDS, TRAINING_SECONDS = 0.15, 5, 1.5
+"""So many runs are harmed within these seconds from their start, the others from when they have begun to train."""
 
 
 class HarmError(Exception):
@@ -200,7 +200,7 @@ class Round:
     def _disturbed(self, signum: signal.Signals, begun: bool = False) -> Ended:
         """A signal at a moment drawn: mostly while it trains, sometimes while it starts."""
         process = self._process(self._words())
-        if begun or self.random.random() < 0.85:
+        if begun or self.random.random() >= EARLY_SHARE:
             # Each start writes run.json anew, just before it trains.
             process.wait_for(self.run / "checkpoints" / "last.ckpt" if begun else self.run / "run.json")
             time.sleep(self.random.uniform(0, TRAINING_SECONDS))

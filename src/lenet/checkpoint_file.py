@@ -24,6 +24,8 @@ _END_RECORD, _END_RECORD_SIZE = b"PK\x05\x06", 22
 """A zip archive without a comment ends with a record of this size; its last two bytes are the comment's length."""
 
 
+LONGEST_NAME = 200
+
 MOST_VALUES = 100_000
 """So many dicts, lists, tensors and plain values. A run's has some hundreds."""
 
@@ -91,6 +93,8 @@ def refuse_not_finite(path: Path, values: dict[str, Any]) -> None:
         match value:
             case dict() | list() | tuple() if depth == DEEPEST or len(value) > MOST_VALUES:
                 break
+            case dict() if not all(_is_name(key) for key in value):
+                break
             case dict():
                 left += [(f"{name}.{key}".lstrip("."), inner, depth + 1) for key, inner in reversed(value.items())]
             case list() | tuple():
@@ -100,8 +104,14 @@ def refuse_not_finite(path: Path, values: dict[str, Any]) -> None:
             case Tensor() | float() if not torch.isfinite(torch.as_tensor(value)).all():
                 raise UserError(f"{path}: {name} holds numbers that are not finite; nothing can be trained from there")
     raise UserError(
-        f"{path}: is no checkpoint of a run: it holds more than {MOST_VALUES:,} values, or they are nested too deeply"
+        f"{path}: is no checkpoint of a run: it holds more than {MOST_VALUES:,} values, or they are nested too deeply,"
+        " or their names are too long"
     )
+
+
+def _is_name(key: object) -> bool:
+    """What a run has for keys: names, and numbers of parameters."""
+    return (isinstance(key, str) and len(key) <= LONGEST_NAME) or (isinstance(key, int) and 0 <= key <= MOST_VALUES)
 
 
 def _is_all_there(tensor: Tensor) -> bool:

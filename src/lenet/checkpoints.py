@@ -35,16 +35,19 @@ from lenet.throughput import Stopwatch
 class WholeFileIO(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, after the events that belong to it.
 
+    Args:
+        written: the number of steps after which last.ckpt was made that is there already.
+
     Attributes:
         error: why one could not be written.
         failed: the path of that one.
         written: the number of steps after which last.ckpt, as it is on the disk, was made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: int | None = None) -> None:
         self.error: OSError | None = None
         self.failed: Path | None = None
-        self.written: int | None = None
+        self.written = written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -87,7 +90,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self.folder, self.settings, self.every_seconds = folder / FOLDER, json.dumps(settings), every_seconds
         self.interrupts, self.logger, self.stateful, self.saved = interrupts, logger, stateful, saved
-        self.io = WholeFileIO()
+        self.io = WholeFileIO(saved.progress["global_step"] if saved is not None else None)
         self.plugin = AsyncCheckpointIO(self.io)  # training waits for a copy of the weights alone; a thread writes
         self.stopwatch = Stopwatch(saved.progress["checkpoint_seconds"] if saved is not None else 0.0)
         self._epochs = saved.progress["epochs"] if saved is not None else 0

@@ -15,7 +15,7 @@ import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -71,9 +71,33 @@ def start(main: Callable[[], Any], project: Path) -> None:
         # Hydra takes settings on one side of -m alone; a user may write it anywhere.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
         _check_surroundings()
-        with _folder_of_its_own():
+        with _folder_of_its_own(), _stdout_flushed():
             main()
-        sys.stdout.flush()  # what cannot be written is told, while it can be
+
+
+@contextlib.contextmanager
+def _stdout_flushed() -> Iterator[None]:
+    """What stdout does not take is told, while it can be; unless it was closed by who read it."""
+    try:
+        yield
+    except BrokenPipeError:
+        pass
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise
+    except OSError:
+        _flush_stdout()  # if that is what could not be written
+        raise
+    _flush_stdout()
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _to_nowhere(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"stdout: cannot be written ({error.strerror}); make room") from None
 
 
 def _open_closed_streams() -> None:
@@ -145,22 +169,20 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        line = f"error: {printable(_one_line(error))}"
+        line = f"error: {_one_line(error)}"
         if _in_sweep():
             # The job's own log says at once why it failed; Hydra goes on with the next one.
-            log.error(line)
+            log.error(printable(line))
             raise
         if _user_wants_traceback and _speaks():
             raise
         _exit(line, status=1)
-    except OSError as error:
-        if _in_sweep() or _user_wants_traceback or error.errno not in SURROUNDINGS:
-            raise
-        where = error.filename or Preflight.claimed or "stdout"  # a full disk has no name
-        _exit(printable(f"error: {where}: cannot be written ({error.strerror}); make room, or let it be written"), 1)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):  # Python, of logging
             _exit(f"error: hydra.job_logging, hydra.hydra_logging: {error} ({error.__cause__})", status=1)
+        if isinstance(error, OSError) and error.errno in SURROUNDINGS and not _in_sweep() and not _user_wants_traceback:
+            where = error.filename or Preflight.claimed or "a file"  # a full disk has no name
+            _exit(f"error: {where}: cannot be used ({error.strerror}); make room, or let it be read and written", 1)
         if _in_sweep():
             log.exception("a defect of this program, or of a library")  # in the job's own log too
         raise
@@ -191,7 +213,7 @@ class Preflight(Callback):
             preflight.check_processes(settings)
             if settings.resume is not None and (finished := resume.finished(Path(settings.resume), settings)):
                 if preflight.is_first():
-                    print(f"{settings.resume}: is finished; {finished}", flush=True)
+                    print(f"{settings.resume}: is finished; {finished}")
                 sys.exit(0)  # each process: a first one that ends well would leave the others waiting for it
             if not preflight.is_first():
                 return  # the first process does the rest
@@ -288,12 +310,17 @@ def _say(line: str) -> None:
             stream.write(words)
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            _to_nowhere(stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _exit(line: str, status: int) -> None:
+    line = printable(line)
     if _speaks():
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):

@@ -224,7 +224,8 @@ class Trainer(Section):
         for name, value in (self.model_extra or {}).items():
             if name in TRAINER_ARGUMENTS_SET_ELSEWHERE:
                 raise ValueError(f"{name}={value}: is set by {TRAINER_ARGUMENTS_SET_ELSEWHERE[name]}")
-            if isinstance(value, dict):
+            if isinstance(value, dict) and name != "max_time":
+                # Nothing makes an object of it, and the Trainer would take it for one.
                 raise ValueError(f"{name}={value}: should be a plain value; objects cannot be named here")
         return self
 

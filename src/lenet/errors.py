@@ -16,7 +16,7 @@ class DivergenceError(UserError):
 
 def without_passwords(text: str) -> str:
     """The same, but for the passwords in addresses: that of a database is nobody else's affair."""
-    return re.sub(r"(://[^:/@\s]*:)[^@\s]+@", r"\1…@", text)
+    return re.sub(r"(://[^:/@\s]*:)[^/\s]+@", r"\1…@", text)
 
 
 def printable(text: str) -> str:

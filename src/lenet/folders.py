@@ -14,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lenet.errors import UserError
 
+JOBS = ".submitit"
+"""In the folder of a sweep, what submitit keeps of its jobs."""
+
 
 def claim(config: DictConfig, key: str) -> Path:
     """Create the folder that the key names, with a number added if another run has it; the key then names it.
@@ -54,6 +57,8 @@ def alone(folder: Path, key: str) -> Iterator[None]:
 def refuse_foreign(folder: Path) -> None:
     """Refuse what no run or sweep puts into its folder: what is written through it would be elsewhere, or never end.
 
+    What submitit keeps of a sweep's jobs is let be: it has links, and nothing is read or written where it was before.
+
     Raises:
         UserError: names the link, pipe or device, or the folder in which there could be one.
     """
@@ -75,6 +80,8 @@ def refuse_foreign(folder: Path) -> None:
                 )
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise UserError(f"{path}: is a pipe or a device, and no run makes one; remove it")
+        if JOBS in names:
+            names.remove(JOBS)
 
 
 def refuse_taken(config: DictConfig, key: str) -> None:

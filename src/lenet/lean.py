@@ -12,16 +12,18 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 from typing import Any
 
 import torch  # noqa: F401 - as it is, before anything stands in for a part of it
 from lightning_utilities.core import imports
+from packaging.utils import canonicalize_name
+
+from lenet.requirements import requirements
 
 COMPILER = "torch._dynamo"
 
@@ -86,16 +88,16 @@ def _without_unused_packages() -> Iterator[None]:
         yield
         return
 
-    unused = _unused_packages()
+    _, unused = requirements("torchmetrics")
 
     def version(name: str) -> str:
-        if _normalized(name) in unused:
+        if canonicalize_name(name) in unused:
             raise PackageNotFoundError(name)
         found: str = before["_version"](name)
         return found
 
     def find_spec(name: str) -> Any:
-        return None if _normalized(name) in unused else before["find_spec"](name)
+        return None if canonicalize_name(name) in unused else before["find_spec"](name)
 
     vars(imports).update(_version=version, find_spec=find_spec)
     try:
@@ -103,20 +105,6 @@ def _without_unused_packages() -> Iterator[None]:
     finally:
         vars(imports).update(before)
         imports.package_available.cache_clear()
-
-
-def _unused_packages() -> set[str]:
-    """What torchmetrics can do without: it names them as needed for extras alone."""
-    needed: dict[bool, set[str]] = {True: set(), False: set()}
-    for requirement in requires("torchmetrics") or []:
-        name, _, marker = requirement.partition(";")
-        needed["extra" not in marker].add(_normalized(re.split(r"[^\w.-]", name)[0]))
-    return needed[False] - needed[True]
-
-
-def _normalized(name: str) -> str:
-    """A package's name as packages compare them."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 _load_lightning()

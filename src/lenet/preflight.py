@@ -60,22 +60,38 @@ def check_processes(settings: Settings) -> None:
 
 
 def started_elsewhere() -> bool:
-    """Whether this is one of several processes that torchrun or SLURM has started."""
+    """Whether this is one of several processes that torchrun or SLURM has started.
+
+    Raises:
+        UserError: what they have put into the environment is no number.
+    """
     return "TORCHELASTIC_RUN_ID" in os.environ or (_started() > 1 and "SLURM_PROCID" in os.environ)
 
 
 def rank() -> int:
-    """Which of these processes this is; 0 is the first, and also one that is alone."""
+    """Which of these processes this is; 0 is the first, and also one that is alone.
+
+    Raises:
+        UserError: as `started_elsewhere`.
+    """
     return _number("RANK" if "RANK" in os.environ else "SLURM_PROCID") if started_elsewhere() else 0
 
 
 def is_started_by_lightning() -> bool:
-    """Whether another process of the same run has started this one."""
+    """Whether another process of the same run has started this one.
+
+    Raises:
+        UserError: as `started_elsewhere`.
+    """
     return "LOCAL_RANK" in os.environ and _number("LOCAL_RANK") != 0 and not started_elsewhere()
 
 
 def is_first() -> bool:
-    """Whether this is the only process of a run, or the first of several that train together."""
+    """Whether this is the only process of a run, or the first of several that train together.
+
+    Raises:
+        UserError: as `started_elsewhere`.
+    """
     return not is_started_by_lightning() and rank() == 0
 
 

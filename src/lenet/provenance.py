@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from lenet.errors import UserError, without_passwords
 from lenet.files import read_json, write_json
+from lenet.requirements import requirements
 
 FILE = "run.json"
 
@@ -75,9 +75,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of the packages that this one needs, and of those that they compute with."""
-    needed = [
-        re.split(r"[^\w.-]", line)[0] for line in importlib.metadata.requires("lenet") or [] if "extra" not in line
-    ]
+    needed, _ = requirements("lenet")
     found = {}
     for name in sorted({"numpy", *needed}):
         try:

@@ -79,10 +79,10 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: the folder holds neither, or what does not belong there; or the page cannot be written.
     """
-    folders.refuse_foreign(folder)
     if (folder / PLAN).is_file():
         page = _page_of_sweep(sweep.read(folder, ""))
     elif any(folder.glob("events.out.tfevents.*")):
+        folders.refuse_foreign(folder)
         page = _page_of_run(_read(folder))
     else:
         what = "holds neither a run nor a sweep" if folder.is_dir() else "is no folder"

@@ -22,7 +22,7 @@ def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
     """Put weights, optimizer, schedule and place in the run to where they were.
 
     Raises:
-        UserError: it is of another model, or of another optimizer.
+        UserError: it is of another model, optimizer or schedule, or was at a place that this run does not have.
     """
     content, progress = saved.content, saved.progress
     ours, theirs = module.state_dict(), content["state_dict"]
@@ -30,11 +30,11 @@ def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
         name: getattr(value, "shape", None) for name, value in theirs.items()
     }:
         raise UserError(f"{saved.path}: is a checkpoint of another model than the configuration of the run")
+    trainer.fit_loop.setup_data()
+    _refuse_another_place(saved, steps_per_epoch(trainer))
     module.load_state_dict(theirs)
     module.go_on_from(progress)
     _take_up_optimizer(saved, trainer, module)
-    trainer.fit_loop.setup_data()
-    _refuse_another_place(saved, steps_per_epoch(trainer))
     _place(trainer, progress["epochs"], progress["global_step"], _blocks(trainer, progress["steps_in_epoch"]))
 
 
@@ -131,8 +131,10 @@ def set_random_numbers(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if _cuda_is_used() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+    name, keys, position, *rest = states["numpy"]
+    if not 0 <= position <= 624:  # NumPy would read on from there, wherever it is
+        raise ValueError(f"position {position}")
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, *rest))
     version, state, gauss = states["python"]
     random.setstate((version, tuple(torch.as_tensor(state).tolist()), gauss))
     if not 1 <= int(states["threads"]) <= 1024:

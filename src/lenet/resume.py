@@ -25,19 +25,19 @@ def take_over(config: DictConfig, is_child: bool) -> Settings:
         is_child: this process was started by the first one, which has told it the folder.
 
     Raises:
-        UserError: there is no such run, or the command says more than may change.
+        UserError: there is no such run, its folder holds what no run makes, or the command says more than may change.
     """
     folder = Path(str(config.resume)).expanduser().absolute()
     task = [str(word) for word in config.hydra.overrides.task]
     for word in task + ([] if is_child else [str(word) for word in config.hydra.overrides.hydra]):
-        key = word.lstrip("+~").partition("=")[0]
+        key = word.lstrip("+").partition("=")[0]
         if word.startswith("~") or (key not in CHANGEABLE and not key.startswith("device.")):
             raise UserError(
                 f"{word}: a resumed run keeps its configuration, but for trainer.max_epochs and device; leave it out,"
                 " or start a new run without resume"
             )
-    folders.refuse_foreign(folder)
     saved = provenance.read(folder)["settings"]
+    folders.refuse_foreign(folder)
     _refuse_interpolations(folder, saved)
     validated(Settings, {**saved, "resume": None})
     _change(saved, config, task)
@@ -80,7 +80,7 @@ def refuse_another(saved: dict[str, Any], settings: dict[str, Any], where: Path)
 
 
 def _change(saved: dict[str, Any], config: DictConfig, task: list[str]) -> None:
-    keys = [word.lstrip("+~").partition("=")[0] for word in task]
+    keys = [word.lstrip("+").partition("=")[0] for word in task]
     device = OmegaConf.to_container(config.device, resolve=True)
     assert isinstance(device, dict)
     if "device" in keys:

@@ -121,7 +121,7 @@ class Study:
     def __init__(self, search: Search, compose: Callable[..., Settings], overrides: Sequence[str]) -> None:
         self.search, self.compose, self.overrides = search, compose, list(overrides)
         self.folder = Path(search.folder)
-        if any(word.lstrip("+~").startswith("resume=") for word in overrides):
+        if compose(*overrides).resume is not None:
             raise UserError("resume: goes on with one run; a search goes on by the same tune.storage and tune.name")
         self.study = self._open()
 

@@ -105,12 +105,12 @@ def read(folder: Path, key: str) -> Sweep:
     """The sweep in a folder that the user named, with `key` (as in `sweep.resume`).
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the folder holds what no sweep makes.
     """
     path = folder / PLAN
     try:
-        folders.refuse_foreign(folder)
         plan = read_json(path)
+        folders.refuse_foreign(folder)
         jobs = [Job(number, tuple(job["overrides"]), job["settings"]) for number, job in enumerate(plan["jobs"])]
         if not all(isinstance(job.settings, dict) and all(isinstance(w, str) for w in job.overrides) for job in jobs):
             raise TypeError("it is not what a sweep writes")

@@ -201,7 +201,10 @@ class RunLogger(TensorBoardLogger):
     def histogram(self, tag: str, values: NDArray[np.floating[Any]], step: int) -> None:
         """Log how values are distributed, in as many bins as TensorBoard shows."""
         values = values.astype(np.float64)  # in single precision, values may lie too close for so many bins
-        counts, limits = np.histogram(values.astype(np.float64), BINS)  # the range of large ones is larger
+        try:
+            counts, limits = np.histogram(values, BINS)
+        except ValueError:  # even so: they are huge, and all the same
+            return
         self.experiment.add_histogram_raw(
             tag,
             values.min(),

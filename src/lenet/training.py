@@ -239,7 +239,7 @@ def _trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
         if not values or "devices" in str(error):
             section, values = "device", device
         given = [f"{section}.{key}={value}" for key, value in values.items()]
-        raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from None
+        raise UserError(f"{', '.join(given)}: Lightning's Trainer says: {' '.join(str(error).split())}") from error
 
 
 def _begin(

@@ -7,6 +7,7 @@ it. (lenet.config has the rules for all other sections.)
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -103,6 +104,8 @@ def check(section: dict[str, Any]) -> None:
 
 
 def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    parameters = inspect.signature(compose)
+
     @wraps(compose)
     def load_configuration(*arguments: Any, **named: Any) -> DictConfig:
         try:
@@ -113,7 +116,8 @@ def _looked_at(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             # What Hydra did not expect to find where it looks.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the configuration cannot be put together from these overrides ({reason})") from None
-        if named.get("config_name") is None and not named.get("overrides"):
+        given = parameters.bind(*arguments, **named).arguments
+        if given["config_name"] is None and not given["overrides"]:
             return config  # for --hydra-help: Hydra's own, as it came
         if "hydra" in config:
             section = OmegaConf.to_container(config.hydra, resolve=False)
