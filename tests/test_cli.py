@@ -122,6 +122,16 @@ def test_a_gpu_where_there_is_none_is_refused(train_command: TrainCommand, monke
     assert_refused(train_command("device=gpu"), "device=gpu", "no GPU", "device=auto or device=cpu")
 
 
+def test_a_pipe_among_the_data_is_named(train_command: TrainCommand, real_root: Path, tmp_path: Path) -> None:
+    raw = fashion_mnist.raw_folder(tmp_path)
+    raw.mkdir(parents=True)
+    first, *others = (file.name for file in fashion_mnist.FILES)
+    os.mkfifo(raw / first)
+    for name in others:
+        (raw / name).symlink_to((fashion_mnist.raw_folder(real_root) / name).resolve())
+    assert_refused(train_command(f"data.root={tmp_path}"), f"{raw / first}: is no file", "delete it")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "one byte altered", "too long"])
 def test_a_damaged_data_file_is_named(
     train_command: TrainCommand, real_root: Path, tmp_path: Path, damage: str

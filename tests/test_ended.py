@@ -190,3 +190,23 @@ def test_a_disk_that_is_full(commands: Commands, tmp_path: Path, processes: int)
         assert [step for step, _ in scalars(folder)["train/loss"]] == [12 * epoch for epoch in range(1, 7)]
     finally:
         subprocess.run(["umount", str(folder)], check=False)  # noqa: S607
+
+
+@pytest.mark.long
+def test_a_process_that_waits_for_one_that_is_gone_ends(commands: Commands, tmp_path: Path) -> None:
+    words = (
+        *LONG,
+        "trainer.max_epochs=100",
+        "device=ddp",
+        "device.accelerator=cpu",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    process = commands.start("train.py", *words)
+    deadline = time.monotonic() + 60
+    while len(process.processes()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    while process.processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -38,6 +38,24 @@ def test_what_no_run_makes_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         folders.refuse_foreign(Path("run"))
 
 
+def test_a_file_with_another_name_elsewhere_is_refused(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").touch()
+    (checkpoints / "previous.ckpt").hardlink_to(checkpoints / "last.ckpt")  # as a run that was killed may leave it
+    folders.refuse_shared(tmp_path / "run")
+    (tmp_path / "thesis").touch()
+    (tmp_path / "run" / "train.log").hardlink_to(tmp_path / "thesis")
+    with pytest.raises(UserError, match=r"train.log: has another name elsewhere, .*; go on with a copy"):
+        folders.refuse_shared(tmp_path / "run")
+
+
+def test_a_folder_at_work_is_waited_for(tmp_path: Path) -> None:
+    folders.wait_until_free(tmp_path, "sweep.resume", seconds=0)
+    with folders.alone(tmp_path, "resume"), pytest.raises(UserError, match="another process is at work on it"):
+        folders.wait_until_free(tmp_path, "sweep.resume", seconds=0.1)
+
+
 def test_a_folder_that_cannot_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The system lets root look everywhere.
     def walk(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lenet import checkpoint_file, checkpoints, events, folders, interrupts, provenance
 from lenet.cli import compose_settings
@@ -299,6 +300,66 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_in_one_line(
         resume(copy)
     assert str(last(copy)) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def adam_half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of three with Adam, as a run that was killed leaves it; its folder is to be copied."""
+    folder = tmp_path_factory.mktemp("adam") / "run"
+    before = {each: signal.getsignal(each) for each in interrupts.signals()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", lambda self: crash() if self.current_epoch == 1 else None)
+        with pytest.raises(CrashError):
+            start(folder, *ADAM)
+    for each, handler in before.items():
+        signal.signal(each, handler)
+    return folder
+
+
+ADAM = ("optimizer=adam", "scheduler=onecycle")
+
+BUFFERS: dict[str, Callable[[Tensor], Any]] = {
+    "one number": lambda buffer: torch.tensor(1.0),
+    "word": lambda buffer: "x",
+    "nothing": lambda buffer: None,
+    "complex": lambda buffer: buffer.to(torch.complex64),
+    "another shape": lambda buffer: buffer[:1],
+}
+
+
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_an_optimizer_computes_with_nothing_else_than_it_should_have(
+    adam_half: Path, tmp_path: Path, buffer: str
+) -> None:
+    folder = shutil.copytree(adam_half, tmp_path / "copy")
+
+    def change(content: dict[str, Any]) -> None:
+        state = content["optimizer_states"][0]["state"][3]
+        state["exp_avg"] = BUFFERS[buffer](state["exp_avg"])
+
+    rewrite(last(folder), change)
+    with pytest.raises(UserError, match=r"another optimizer than the configuration of the run \(its state\)"):
+        resume(folder, *ADAM)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("total_steps", 3), ("_schedule_phases", []), ("_anneal_func_type", "x"), ("last_epoch", -5), ("_last_lr", "x")],
+)
+def test_a_scheduler_goes_on_with_nothing_else_than_it_should_have(
+    adam_half: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = shutil.copytree(adam_half, tmp_path / "copy")
+    rewrite(last(folder), lambda content: content["lr_schedulers"][0].update({key: value}))
+    with pytest.raises(UserError, match="another scheduler than the configuration of the run"):
+        resume(folder, *ADAM)
+
+
+def test_what_was_not_tampered_with_goes_on(adam_half: Path, tmp_path: Path) -> None:
+    start(tmp_path / "whole", *ADAM)
+    folder = shutil.copytree(adam_half, tmp_path / "copy")
+    resume(folder, *ADAM)
+    assert differences(tmp_path / "whole", folder) == []
 
 
 def test_a_checkpoint_of_endless_steps_is_refused_at_once_where_the_schedule_is_made_anew(tmp_path: Path) -> None:

@@ -222,3 +222,23 @@ def test_a_job_that_is_killed_is_told_and_run_again(commands: Commands, tmp_path
     assert process.returncode == 1
     assert "Job 0 failed: its process was ended by SIGKILL" in out
     assert "2 of 2 jobs failed" in errors
+
+
+@pytest.mark.long
+def test_jobs_side_by_side_end_with_their_sweep_and_go_on_with_it(
+    sweep: TrainCommand, commands: Commands, train_here: TrainCommand, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    long = ("trainer.max_epochs=40", "data.train_size=8000", "dashboard=minimal")
+    overrides = ("seed=0,1", *long, "launcher=processes")
+    process = commands.start("train.py", "-m", *SMALL, *overrides, f"hydra.sweep.dir={folder}")
+    for job in ("0", "1"):
+        wait_for(folder / job / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGKILL)
+    run = sweep(*overrides, f"sweep.resume={folder}", folder=tmp_path / "unused")
+    assert (run.status, run.stderr) == (0, "")
+    for job in ("0", "1"):
+        said = (folder / job / "train.log").read_text()
+        assert "ended by SIGTERM; " in said
+        assert "goes on after step" in said
+    assert differences(train_here(*SMALL, *long, "seed=1").folder, folder / "1") == []

@@ -11,11 +11,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -36,6 +40,9 @@ from lenet.sweep import Job, Sweep
 log = logging.getLogger(__name__)
 
 SUBDIR = "hydra.sweep.subdir="
+
+PATIENCE_SECONDS = 30
+"""A job whose sweep is gone finishes its step, and saves."""
 
 
 class Grid(Sweeper):
@@ -111,6 +118,7 @@ class Grid(Sweeper):
     def _resumed(self, jobs: Sequence[Job]) -> Sweep:
         whole = sweep.read(Path(self.config.sweep.resume).expanduser().absolute(), "sweep.resume=")
         sweep.refuse_another(jobs, whole)
+        folders.refuse_shared(whole.folder)
         return whole
 
     def _run(self, whole: Sweep) -> None:
@@ -125,6 +133,9 @@ class Grid(Sweeper):
             parameters["submitit_folder"] = str(whole.folder / folders.JOBS / secrets.token_hex(8) / "%j")
         left = whole.left()
         if self.config.sweep.resume:
+            for job in left:
+                if whole.folder_of(job).is_dir():  # if the sweep was killed just now, its jobs are about to end
+                    folders.wait_until_free(whole.folder_of(job), "sweep.resume", PATIENCE_SECONDS)
             # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
             go_on = call_in_fork(lambda _: [_can_go_on(whole.folder_of(job)) for job in left])
             for job, goes_on in zip(left, go_on, strict=True):
@@ -189,6 +200,18 @@ def _can_go_on(folder: Path) -> bool:
 def _name(words: Sequence[str]) -> str:
     """Of a job, by its folder; a launcher that resumes counts otherwise."""
     return f"Job {_subdir(words)}"
+
+
+def _end_when_free(lock: str) -> None:
+    """End this process, as SIGTERM does, when whoever has the lock is gone, however that came about."""
+    try:
+        with FileLock(lock).acquire(poll_interval=1):
+            pass
+    except OSError:
+        return  # the folder is gone; the job itself finds that out
+    while True:  # as often as it takes: somewhere it may be passed over
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
 
 
 def _settings(words: Sequence[str]) -> str:
@@ -272,8 +295,17 @@ class SideBySide(LocalLauncher):  # type: ignore[misc]  # which has no types
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         logging.getLogger(LocalLauncher.__module__).setLevel(logging.WARNING)  # of each job it says less than this:
-        with ThreadPoolExecutor(self.jobs) as threads:
+        place = Path(self.params["submitit_folder"]).parent
+        place.mkdir(parents=True)
+        self.alive = str(place / "alive")
+        with FileLock(self.alive), ThreadPoolExecutor(self.jobs) as threads:
             return list(threads.map(self._launch_one, job_overrides, itertools.count(initial_job_idx)))
+
+    def __call__(self, *arguments: Any) -> JobReturn:
+        """In the process of a job: run it, until the sweep is gone."""
+        threading.Thread(target=_end_when_free, args=(self.alive,), daemon=True).start()
+        result: JobReturn = super().__call__(*arguments)
+        return result
 
     def _launch_one(self, words: Sequence[str], index: int) -> JobReturn:
         log.info("%s: %s", _name(words), _settings(words))

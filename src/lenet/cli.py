@@ -34,6 +34,7 @@ from lenet import folders, preflight, resume, trust
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError, printable
 from lenet.interrupts import raise_at_once, signum_of
+from lenet.isolation import end_with
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
 SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 """Not this program's defects, but where it runs."""
+
+_PARENT = "LENET_PARENT"
+"""In the environment of processes that Lightning starts: the number of the first one."""
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 # fmt: off
@@ -67,6 +71,11 @@ def start(main: Callable[[], Any], project: Path) -> None:
     _register_project(project)
     os.environ[_HYDRA_RAISES] = "1"
     with one_line_errors():
+        if preflight.is_started_by_lightning():
+            if _PARENT in os.environ:
+                end_with(int(os.environ[_PARENT]))  # it could wait for it for half an hour
+        else:
+            os.environ[_PARENT] = str(os.getpid())
         _check_flags(sys.argv[1:])
         # Hydra takes settings on one side of -m alone; a user may write it anywhere.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
@@ -85,19 +94,20 @@ def _stdout_flushed() -> Iterator[None]:
     except SystemExit as end:
         if end.code not in (0, None):
             raise
-    except OSError:
-        _flush_stdout()  # if that is what could not be written
-        raise
-    _flush_stdout()
-
-
-def _flush_stdout() -> None:
+    except OSError as error:
+        if error.errno not in SURROUNDINGS or error.filename is not None or Preflight.claimed is not None:
+            raise
+        raise _no_stdout(error) from None  # so far there is no other file without a name
     try:
         sys.stdout.flush()
     except OSError as error:
         _to_nowhere(sys.stdout)
         if not isinstance(error, BrokenPipeError):
-            raise UserError(f"stdout: cannot be written ({error.strerror}); make room") from None
+            raise _no_stdout(error) from None
+
+
+def _no_stdout(error: OSError) -> UserError:
+    return UserError(f"stdout: cannot be written ({error.strerror}); make room")
 
 
 def _open_closed_streams() -> None:

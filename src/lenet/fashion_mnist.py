@@ -14,6 +14,7 @@ import hashlib
 import io
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import zlib
@@ -157,6 +158,8 @@ def _verify(path: Path, file: DataFile) -> None:
         state = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
         if state in _verified:
             return
+        if not stat.S_ISREG(found.st_mode):  # a pipe could not be read to its end
+            raise UserError(f"{path}: is no file; delete it, and the next run obtains it anew")
         with path.open("rb") as stream:
             content = stream.read(file.size + 1)  # one byte too many is enough to know
     except OSError as error:
@@ -191,7 +194,7 @@ def _content(file: DataFile, raw: Path, mirrors: Sequence[str] | None, scratch: 
     """The file's verified content from the first source that has it."""
     tried = []
     for archive in (raw / f"{file.name}.gz", SYSTEM_FOLDER / f"{file.name}.gz"):
-        if not archive.exists():
+        if not archive.is_file():
             tried.append(f"{archive} (not there)")
             continue
         try:

@@ -84,6 +84,44 @@ def refuse_foreign(folder: Path) -> None:
             names.remove(JOBS)
 
 
+def refuse_shared(folder: Path) -> None:
+    """Refuse files that have another name outside of the folder: what is added to them would be added there too.
+
+    Raises:
+        UserError: names the file.
+    """
+    found: dict[tuple[int, int], list[Path]] = {}
+    links: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # of a run at work, files come and go
+            continue
+        if stat.S_ISREG(status.st_mode):
+            file = (status.st_dev, status.st_ino)
+            found.setdefault(file, []).append(path)
+            links[file] = status.st_nlink
+    for file, names in found.items():
+        # A checkpoint has two for a moment, and for longer if the run is killed in it.
+        if links[file] > len(names):
+            raise UserError(
+                f"{names[0]}: has another name elsewhere, and would change there too; go on with a copy (cp -r)"
+            )
+
+
+def wait_until_free(folder: Path, key: str, seconds: float) -> None:
+    """Return when no process is at work on a run or a sweep.
+
+    Raises:
+        UserError: one is, even after so many seconds.
+        OSError: the folder cannot be written.
+    """
+    try:
+        FileLock(folder / ".lock").acquire(timeout=seconds).lock.release()
+    except Timeout:
+        raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
+
+
 def refuse_taken(config: DictConfig, key: str) -> None:
     """Refuse a folder that the user chose and that is not empty: at once, and once more when it is claimed.
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -86,6 +87,21 @@ def begin_in_fork(function: Callable[[Ask], Any], reply: Ask | None = None) -> C
             alive.close()
 
     return wait
+
+
+def end_with(parent: int) -> None:
+    """From now on, let this process end when the one that has started it is gone, whatever it does meanwhile.
+
+    Args:
+        parent: the number of that one, which may be gone already.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_fork(

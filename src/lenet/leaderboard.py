@@ -93,6 +93,8 @@ class Leaderboard:
     def save(self) -> str:
         """Write leaderboard.csv and leaderboard.png into the sweep's folder; returns a line that says so."""
         table, picture = self.sweep.folder / "leaderboard.csv", self.sweep.folder / "leaderboard.png"
+        for path in (table, picture):
+            path.unlink(missing_ok=True)  # it may be another name of a file elsewhere
         self._write_table(table)
         self._draw(picture)
         return f"Leaderboard: {table}, {picture}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
+from lenet.files import write_whole
+
 if TYPE_CHECKING:
     import plotly.graph_objects
     from matplotlib.figure import Figure
@@ -100,7 +102,7 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         body = "\n".join(self._body)
         content = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content.encode())
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:

@@ -56,6 +56,8 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise TypeError("it is not what a run writes")
         checksum = content.pop(CHECKSUM)
         if checksum != _checksum(content):
             raise UserError(

@@ -11,10 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch import nn
 
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.module import Classifier, steps_per_epoch
+from lenet.nested import parts
 from lenet.saved import Saved
 
 
@@ -25,14 +27,11 @@ def take_up(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
         UserError: it is of another model, optimizer or schedule, or was at a place that this run does not have.
     """
     content, progress = saved.content, saved.progress
-    ours, theirs = module.state_dict(), content["state_dict"]
-    if {name: value.shape for name, value in ours.items()} != {
-        name: getattr(value, "shape", None) for name, value in theirs.items()
-    }:
+    if _shapes(module.state_dict()) != _shapes(content["state_dict"]):
         raise UserError(f"{saved.path}: is a checkpoint of another model than the configuration of the run")
     trainer.fit_loop.setup_data()
     _refuse_another_place(saved, steps_per_epoch(trainer))
-    module.load_state_dict(theirs)
+    module.load_state_dict(content["state_dict"])
     module.go_on_from(progress)
     _take_up_optimizer(saved, trainer, module)
     _place(trainer, progress["epochs"], progress["global_step"], _blocks(trainer, progress["steps_in_epoch"]))
@@ -50,17 +49,15 @@ def _refuse_another_place(saved: Saved, steps: int) -> None:
 
 def _take_up_optimizer(saved: Saved, trainer: pl.Trainer, module: Classifier) -> None:
     (optimizer,), states = trainer.optimizers, saved.content["optimizer_states"]
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     try:
         (state,) = states
         for ours, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
-            for key in ours.keys() - {"params", "lr", "initial_lr"}:
+            for key in ours.keys() - {"params", "lr"}:
                 if ours[key] != (tuple(theirs[key]) if isinstance(ours[key], tuple) else theirs[key]):
                     raise ValueError(key)
-        for number, values in state["state"].items():
-            for value in values.values():
-                if torch.is_tensor(value) and value.dim() > 0 and value.shape != shapes[number]:
-                    raise ValueError("shape")
+        # What is computed with is taken for what it should be, without a look: one value in the place of many, say.
+        if _shapes(state["state"]) != _shapes(_state_after_a_step(module)):
+            raise ValueError("its state")
         optimizer.load_state_dict(state)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
@@ -72,10 +69,7 @@ def _take_up_optimizer(saved: Saved, trainer: pl.Trainer, module: Classifier) ->
     planned = saved.settings["trainer"]["max_epochs"]
     for scheduler, state in zip(schedulers, saved.content["lr_schedulers"], strict=False):
         if planned == trainer.max_epochs:
-            known = scheduler.state_dict()
-            if not isinstance(state, dict) or {k: type(v) for k, v in known.items()} != {
-                k: type(v) for k, v in state.items()
-            }:
+            if not _is_later(state, scheduler.state_dict(), saved.progress["global_step"]):
                 raise UserError(f"{saved.path}: is a checkpoint of another scheduler than the configuration of the run")
             scheduler.load_state_dict(state)
         else:
@@ -84,6 +78,32 @@ def _take_up_optimizer(saved: Saved, trainer: pl.Trainer, module: Classifier) ->
                 group["lr"] = base
             for _ in range(saved.progress["global_step"]):
                 scheduler.step()
+
+
+def _shapes(state: dict[Any, Any]) -> dict[str, Any]:
+    """Of all tensors, by their full names, and of other values what kinds they are."""
+    found = dict(parts(state, ""))
+    return {n: (v.shape, v.dtype) if torch.is_tensor(v) else type(v) for n, v in found.items()}
+
+
+def _state_after_a_step(module: Classifier) -> dict[int, Any]:
+    """Of an optimizer like the module's, with parameters like the module's."""
+    twins = [nn.Parameter(torch.zeros_like(parameter)) for parameter in module.parameters()]
+    for twin in twins:
+        twin.grad = torch.zeros_like(twin)
+    optimizer = module.optimizer_factory(twins)
+    optimizer.step()
+    state: dict[int, Any] = optimizer.state_dict()["state"]
+    return state
+
+
+def _is_later(state: Any, first: dict[str, Any], steps: int) -> bool:
+    """Whether a scheduler that had the state `first` can have this one after so many steps."""
+    if not isinstance(state, dict) or state.keys() != first.keys() or state["last_epoch"] != steps:
+        return False
+    moving = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"}
+    same = all(repr(state[key]) == repr(first[key]) for key in first.keys() - moving)
+    return same and all(type(state[key]) is type(first[key]) for key in moving & first.keys())
 
 
 def _blocks(trainer: pl.Trainer, steps: int) -> int:

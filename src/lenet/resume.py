@@ -38,6 +38,7 @@ def take_over(config: DictConfig, is_child: bool) -> Settings:
             )
     saved = provenance.read(folder)["settings"]
     folders.refuse_foreign(folder)
+    folders.refuse_shared(folder)
     _refuse_interpolations(folder, saved)
     validated(Settings, {**saved, "resume": None})
     _change(saved, config, task)
