@@ -41,6 +41,7 @@ def study(folder: Path, name: str = "lr_batch") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/study.db")
 
 
+@pytest.mark.long
 def test_a_search_ends_with_a_command_that_trains(tune: Tune, commands: Commands, tmp_path: Path) -> None:
     run = tune(tmp_path, "tune.trials=4", "tune.startup_trials=2")
     assert run.returncode == 0, run.stderr
