@@ -298,7 +298,8 @@ class SideBySide(LocalLauncher):  # type: ignore[misc]  # which has no types
         place = Path(self.params["submitit_folder"]).parent
         place.mkdir(parents=True)
         self.alive = str(place / "alive")
-        with FileLock(self.alive), ThreadPoolExecutor(self.jobs) as threads:
+        # The lock goes first, if a signal ends this: then so do the jobs, whose end is waited for.
+        with ThreadPoolExecutor(self.jobs) as threads, FileLock(self.alive):
             return list(threads.map(self._launch_one, job_overrides, itertools.count(initial_job_idx)))
 
     def __call__(self, *arguments: Any) -> JobReturn:
