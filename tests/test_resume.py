@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,14 @@ def test_a_checkpoint_of_endless_steps_is_refused_at_once_where_the_schedule_is_
         resume(tmp_path)
 
 
+def wait_until_written(folder: Path) -> None:
+    """Until a thread has written the run's first checkpoint; the machine may be busy."""
+    deadline = time.monotonic() + 60
+    while not last(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -381,7 +390,12 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
 ) -> None:
     start(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        at_step(20, lambda: patched.setattr(checkpoints, "write_whole", full_disk))
+
+        def fill() -> None:
+            wait_until_written(tmp_path / "full")
+            patched.setattr(checkpoints, "write_whole", full_disk)
+
+        at_step(20, fill)
         with pytest.raises(UserError) as ended:
             start(tmp_path / "full")
     line = f"best.ckpt: cannot be written ({os.strerror(errno.ENOSPC)}); the last good checkpoint, of step 14, is whole"
@@ -402,6 +416,7 @@ def test_checkpoints_that_are_moved_away_under_a_run(
     tmp_path: Path, at_step: Callable[[int, Callable[[], None]], None]
 ) -> None:
     def move() -> None:
+        wait_until_written(tmp_path / "run")
         (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
 
     at_step(20, move)
