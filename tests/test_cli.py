@@ -90,20 +90,25 @@ def test_hydras_own_help_is_there(commands: Commands) -> None:
     assert "--multirun" in done.stdout
 
 
+def in_a_shell(words: str) -> subprocess.CompletedProcess[str]:
+    # S607: it is the system's.
+    return subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+
+
 def test_where_nobody_can_be_told_a_mistake_is_one_all_the_same() -> None:
     for redirected, status, error in (
         (">&-", 1, "error: optimzer.lr: no such key; did you mean optimizer.lr?\n"),
         (">&- 2>&-", 1, ""),
     ):
         words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} optimzer.lr=1 {redirected}"
-        done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+        done = in_a_shell(words)
         assert (done.returncode, done.stderr) == (status, error)
     words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} --help >/dev/full"
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    done = in_a_shell(words)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: stdout: cannot be written (No space left on device)")
     words = f"{shlex.quote(sys.executable)} {PROJECT / 'train.py'} --help | true"
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    done = in_a_shell(words)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -111,7 +116,7 @@ def test_a_folder_that_is_gone_is_no_place_to_start_from(tmp_path: Path) -> None
     gone = tmp_path / "gone"
     gone.mkdir()
     words = f"cd {gone}; rmdir {gone}; {shlex.quote(sys.executable)} {PROJECT / 'train.py'} data=synthetic"
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607
+    done = in_a_shell(words)
     assert (done.returncode, done.stderr) == (1, "error: the current folder was removed; change to another one\n")
 
 

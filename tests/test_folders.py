@@ -51,9 +51,12 @@ def test_a_file_with_another_name_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_at_work_is_waited_for(tmp_path: Path) -> None:
-    folders.wait_until_free(tmp_path, "sweep.resume", seconds=0)
-    with folders.alone(tmp_path, "resume"), pytest.raises(UserError, match="another process is at work on it"):
-        folders.wait_until_free(tmp_path, "sweep.resume", seconds=0.1)
+    with folders.alone(tmp_path, "resume"):
+        waiting = folders.alone(tmp_path, "sweep.resume", seconds=0.1)
+        with pytest.raises(UserError, match="another process is at work on it"):
+            waiting.__enter__()
+    with folders.alone(tmp_path, "sweep.resume", seconds=0.1):
+        pass
 
 
 def test_a_folder_that_cannot_be_looked_into_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,8 @@ class Grid(Sweeper):
         if self.config.sweep.resume:
             for job in left:
                 if whole.folder_of(job).is_dir():  # if the sweep was killed just now, its jobs are about to end
-                    folders.wait_until_free(whole.folder_of(job), "sweep.resume", PATIENCE_SECONDS)
+                    with folders.alone(whole.folder_of(job), "sweep.resume", PATIENCE_SECONDS):
+                        pass
             # In a fork: a process in which torch has computed with several threads could not be forked for the jobs.
             go_on = call_in_fork(lambda _: [_can_go_on(whole.folder_of(job)) for job in left])
             for job, goes_on in zip(left, go_on, strict=True):

@@ -205,12 +205,8 @@ class Checkpoints(Checkpoint):
         error, failed, step = self.io.error, self.io.failed, self.io.written
         if error is None or failed is None:
             return UserError(f"{self.folder}: another process cannot write it")
-        if not (self.folder / LAST).exists():
-            left = "no checkpoint was written" if step is None else "its last checkpoint is not there any more"
+        if (self.folder / LAST).exists():
+            left = f"the last good checkpoint{'' if step is None else f', of step {step},'} is whole"
         else:
-            left = (
-                "the last good checkpoint is whole"
-                if step is None
-                else f"the last good checkpoint, of step {step}, is whole"
-            )
+            left = "no checkpoint was written" if step is None else "its last checkpoint is not there any more"
         return cannot_write(failed, error, self.folder.parent, left)

@@ -36,19 +36,20 @@ def claim(config: DictConfig, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, key: str) -> Iterator[None]:
+def alone(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
     """No other process gets the folder of a run or a sweep meanwhile, however this one ends.
 
     Args:
         folder: of the run or sweep.
         key: with which it can be resumed.
+        seconds: for so long, another one that has it is waited for.
 
     Raises:
         UserError: another one has it.
         OSError: the folder cannot be written.
     """
     try:
-        with FileLock(folder / ".lock").acquire(blocking=False):
+        with FileLock(folder / ".lock").acquire(timeout=seconds):
             yield
     except Timeout:
         raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
@@ -107,19 +108,6 @@ def refuse_shared(folder: Path) -> None:
             raise UserError(
                 f"{names[0]}: has another name elsewhere, and would change there too; go on with a copy (cp -r)"
             )
-
-
-def wait_until_free(folder: Path, key: str, seconds: float) -> None:
-    """Return when no process is at work on a run or a sweep.
-
-    Raises:
-        UserError: one is, even after so many seconds.
-        OSError: the folder cannot be written.
-    """
-    try:
-        FileLock(folder / ".lock").acquire(timeout=seconds).lock.release()
-    except Timeout:
-        raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
 
 
 def refuse_taken(config: DictConfig, key: str) -> None:
