@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float | None:
     with cli.job(PROJECT):
-        from lenet.training import train  # here, because --help and a misspelt key need not wait for torch
+        from lenet.training.run import train  # here, because --help and a misspelt key need not wait for torch
 
         return train(config)
 

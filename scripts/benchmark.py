@@ -18,7 +18,7 @@ from lenet.benchmarks.contenders import Task
 from lenet.benchmarks.report import save
 from lenet.cli import at_least_one
 from lenet.errors import UserError
-from lenet.training import check
+from lenet.training.run import check
 
 PROJECT = Path(__file__).resolve().parent.parent
 

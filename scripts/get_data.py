@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lenet import fashion_mnist
+from lenet.data import fashion_mnist
 from lenet.errors import UserError
 
 

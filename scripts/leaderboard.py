@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lenet import sweep
 from lenet.cli import one_line_errors
-from lenet.leaderboard import Leaderboard
+from lenet.sweeps import sweep
+from lenet.sweeps.leaderboard import Leaderboard
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from lenet.cli import one_line_errors
-from lenet.report import write_report
+from lenet.reports.report import write_report
 
 
 def main() -> None:

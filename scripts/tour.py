@@ -19,9 +19,9 @@ import torch
 from lenet.cli import compose_settings, one_line_errors
 from lenet.config import Settings
 from lenet.errors import UserError
-from lenet.page import Page
-from lenet.tour import add_lenet, add_stops
-from lenet.training import build_classifier, build_data, check, run
+from lenet.reports.page import Page
+from lenet.reports.tour import add_lenet, add_stops
+from lenet.training.run import build_classifier, build_data, check, run
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")

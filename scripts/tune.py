@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 from lenet import cli
-from lenet.interrupts import saying
-from lenet.search_space import read_search
+from lenet.sweeps.search_space import read_search
+from lenet.training.signals import saying
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         search = read_search(cli.compose_config(PROJECT, "search", words))
 
-        from lenet.search import Study  # torch and Optuna load here, and a mistake in the settings need not wait
+        from lenet.sweeps.search import Study  # torch and Optuna load here, and a mistake in the settings need not wait
 
         common = [word for word in words if not word.lstrip("+~").startswith(("tune=", "tune."))]
         study = Study(search, lambda *more: cli.compose_settings(PROJECT, *more), common)

@@ -22,7 +22,7 @@ import optuna  # noqa: F401 - what scripts load besides
 import plotly.graph_objects  # noqa: F401
 import torchvision.datasets  # noqa: F401
 
-import lenet.training  # noqa: F401 - what a run loads; loading starts no thread
+import lenet.training.run  # noqa: F401 - what a run loads; loading starts no thread
 
 
 def status_of(child: int) -> int | None:

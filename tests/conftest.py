@@ -24,12 +24,14 @@ import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lenet import events, fashion_mnist, training
 from lenet.cli import compose_settings
+from lenet.data import fashion_mnist
 from lenet.errors import UserError
-from lenet.kernels import load
-from lenet.kernels.compiler import UnavailableError
-from lenet.training import run
+from lenet.fast.kernels import load
+from lenet.fast.kernels.compiler import UnavailableError
+from lenet.monitor import events
+from lenet.training import run as training
+from lenet.training.run import run
 from tests.commands import PROJECT, Commands
 
 # Drawn examples. The suite draws the same ones each time, so that its result depends on the code alone;

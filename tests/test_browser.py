@@ -21,11 +21,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, Response, expect, sync_playwright
 
-from lenet import events
-from lenet.report import write_report
-from lenet.sweep import read
-from lenet.synthetic import CLASSES
-from lenet.tensorboard import FIGURE_TAGS, FINAL_TAGS
+from lenet.data.synthetic import CLASSES
+from lenet.monitor import events
+from lenet.monitor.tensorboard import FIGURE_TAGS, FINAL_TAGS
+from lenet.reports.report import write_report
+from lenet.sweeps.sweep import read
 from tests.commands import PROJECT
 from tests.conftest import Finished, TrainCommand
 

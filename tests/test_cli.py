@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lenet import fashion_mnist
+from lenet.data import fashion_mnist
 from lenet.preflight import gpu_is_possible
 from tests.commands import PROJECT, Commands
 from tests.conftest import Finished, TrainCommand, imported_by
@@ -246,7 +246,7 @@ def test_a_defect_in_the_checks_ends_the_program(commands: Commands, tmp_path: P
     # Hydra alone would make a warning of it, and start the run in a folder that nobody claimed.
     script = entry(tmp_path)
     code = script.read_text().replace(
-        "import pathlib", "import lenet.training\nlenet.training.check = None\nimport pathlib"
+        "import pathlib", "import lenet.training.run\nlenet.training.check = None\nimport pathlib"
     )
     script.write_text(code)
     done = commands.run(str(script))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lenet.sameness import differences, scalars
 from tests.commands import PROJECT, Command, Commands, wait_for
 from tests.conftest import Finished, TrainCommand
+from tests.stress.sameness import differences, scalars
 
 LONG = ("data=synthetic", "data.train_size=3000", "data.val_size=100", "data.test_size=50", "dashboard=minimal")
 

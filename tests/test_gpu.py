@@ -12,10 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lenet import checkpoint_file
-from lenet.sameness import differences
+from lenet.training import checkpoint_file
 from tests.commands import Commands, wait_for
 from tests.conftest import TrainCommand
+from tests.stress.sameness import differences
 
 # Lightning looks for GPUs without setting one up: forks of this process could not use it any more.
 pytestmark = pytest.mark.skipif(not CUDAAccelerator.is_available(), reason="needs a GPU")

@@ -6,15 +6,15 @@ import gzip
 import hashlib
 from pathlib import Path
 
-from lenet import fashion_mnist
-from lenet.sameness import differences
+from lenet.data import fashion_mnist
 from tests.commands import PROJECT, Commands
 from tests.mirror import serve
+from tests.stress.sameness import differences
 
 # What torchvision has for MD5 are the archives of its mirrors; these have the same content, compressed here.
 SCRIPT = """
 import pathlib, runpy, sys
-from lenet import fashion_mnist
+from lenet.data import fashion_mnist
 from torchvision.datasets import FashionMNIST
 fashion_mnist.SYSTEM_FOLDER = pathlib.Path({none!r})
 FashionMNIST.resources = {resources!r}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lenet import fashion_mnist
+from lenet.data import fashion_mnist
 from tests.commands import Commands
 
 

@@ -30,12 +30,14 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
 from omegaconf import DictConfig, open_dict
 
-from lenet import folders, preflight, provenance, sweep
+from lenet import folders, preflight
 from lenet.config import read_settings
 from lenet.errors import UserError
-from lenet.interrupts import saying
-from lenet.isolation import ProcessDiedError, begin_in_fork, call_in_fork
-from lenet.sweep import Job, Sweep
+from lenet.sweeps import sweep
+from lenet.sweeps.isolation import ProcessDiedError, begin_in_fork, call_in_fork
+from lenet.sweeps.sweep import Job, Sweep
+from lenet.training import provenance
+from lenet.training.signals import saying
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ class Grid(Sweeper):
         return whole
 
     def _run(self, whole: Sweep) -> None:
-        from lenet.leaderboard import Leaderboard
+        from lenet.sweeps.leaderboard import Leaderboard
 
         with open_dict(self.config):
             # Each job composes its configuration anew, from these overrides.
@@ -188,7 +190,7 @@ def _can_go_on(folder: Path) -> bool:
     """Whether a run in that folder was ended, and has left what it can go on from."""
     if not (folder / provenance.FILE).exists():
         return False
-    from lenet import checkpoint_file, saved  # loads torch
+    from lenet.training import checkpoint_file, saved  # loads torch
 
     try:
         return saved.find(folder) is not None
@@ -236,11 +238,11 @@ class InTurn(Launcher):
 
     def load(self) -> None:
         """Load what all jobs use, once."""
-        import lenet.training  # noqa: F401 - for the jobs, which are forks
+        import lenet.training.run  # noqa: F401 - for the jobs, which are forks
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.load()
-        from lenet.training import check
+        from lenet.training.run import check
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)

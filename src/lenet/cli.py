@@ -30,11 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lenet import folders, preflight, resume, trust
+from lenet import folders, preflight, trust
 from lenet.config import Settings, closest_key, did_you_mean, no_such_key, read_settings
 from lenet.errors import UserError, printable
-from lenet.interrupts import raise_at_once, signum_of
-from lenet.isolation import end_with
+from lenet.sweeps.isolation import end_with
+from lenet.training import resume
+from lenet.training.signals import raise_at_once, signum_of
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class Preflight(Callback):
             preflight.check(settings)
             if settings.resume is None:
                 folders.refuse_taken(config, "hydra.run.dir")
-            from lenet.training import check  # torch loads here, and a mistake above need not wait for it
+            from lenet.training.run import check  # torch loads here, and a mistake above need not wait for it
 
             check(settings)
             if settings.resume is None:

@@ -84,14 +84,14 @@ class Layers(Section):
 
 
 class LeNet(Section):
-    target: Literal["lenet.model.LeNet"] = Field(alias="_target_")
+    target: Literal["lenet.models.lenet.LeNet"] = Field(alias="_target_")
     conv: Convolution
     pool: Pooling
     activation: Activation
 
 
 class NormalizedLeNet(Section):
-    target: Literal["lenet.model.NormalizedLeNet"] = Field(alias="_target_")
+    target: Literal["lenet.models.lenet.NormalizedLeNet"] = Field(alias="_target_")
     conv: Convolution
     pool: Pooling
     activation: Activation
@@ -131,12 +131,12 @@ class AdamW(AdamArguments):
 
 
 class Cosine(Factory):
-    target: Literal["lenet.schedulers.cosine"] = Field(alias="_target_")
+    target: Literal["lenet.training.schedules.cosine"] = Field(alias="_target_")
     final_lr: NonNegative
 
 
 class OneCycle(Factory):
-    target: Literal["lenet.schedulers.onecycle"] = Field(alias="_target_")
+    target: Literal["lenet.training.schedules.onecycle"] = Field(alias="_target_")
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)]
     shape: Literal["cos", "linear"]
 
@@ -160,7 +160,7 @@ class Device(Section):
 
 
 class FashionMNIST(Section):
-    target: Literal["lenet.data.FashionMNISTDataModule"] = Field(alias="_target_")
+    target: Literal["lenet.data.module.FashionMNISTDataModule"] = Field(alias="_target_")
     root: Annotated[str, Field(min_length=1)]
     batch_size: Count
     val_size: Annotated[int, Field(ge=0, le=59_999)]
@@ -168,7 +168,7 @@ class FashionMNIST(Section):
 
 
 class Synthetic(Section):
-    target: Literal["lenet.data.SyntheticDataModule"] = Field(alias="_target_")
+    target: Literal["lenet.data.module.SyntheticDataModule"] = Field(alias="_target_")
     batch_size: Count
     val_size: Annotated[int, Field(ge=0)]
     train_size: Annotated[int, Field(ge=1, le=1_000_000)]

@@ -1,4 +1,4 @@
-"""What can refuse a run before torch and Lightning are loaded, which takes seconds; lenet.training.check does the rest.
+"""What can refuse a run before torch and Lightning are loaded, which takes seconds; training.run.check does the rest.
 
 The names of the Trainer's arguments are read from Lightning's source, and a GPU that is nowhere in /dev is none.
 """

@@ -12,7 +12,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # for the next milliseconds
 import os  # noqa: E402
 from types import FrameType  # noqa: E402
 
-from lenet.interrupts import handle  # noqa: E402
+from lenet.training.signals import handle  # noqa: E402
 
 
 def _end(signum: int, frame: FrameType | None) -> None:

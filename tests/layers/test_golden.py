@@ -19,7 +19,7 @@ from lenet.layers.functional import (
     unfold,
 )
 from lenet.layers.kernel_matrix import kernel_matrix
-from lenet.summary import stages
+from lenet.models.summary import stages
 from tests.layers.cases import assert_close, each_algorithm
 
 X = torch.arange(9.0).view(3, 3)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lenet import layers
+from lenet.data.synthetic import draw
 from lenet.layers.functional import ALGORITHMS
-from lenet.model import LeNet
-from lenet.synthetic import draw
+from lenet.models.lenet import LeNet
 from tests.layers.cases import assert_close, each_algorithm
 
 CONVOLUTIONS: list[tuple[type[nn.Module], type[nn.Module]]] = [

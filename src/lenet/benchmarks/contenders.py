@@ -19,13 +19,13 @@ from torchvision.transforms import ToTensor
 
 from lenet.cli import compose_settings
 from lenet.config import Settings
-from lenet.data import BatchSampler
-from lenet.memory import keep_freed_memory, objects_set_aside
-from lenet.model import LeNet, xavier_uniform_
-from lenet.summary import multiply_adds, stages
-from lenet.tally import Tally
-from lenet.throughput import Stopwatch
-from lenet.training import build_classifier, build_data, run
+from lenet.data.module import BatchSampler
+from lenet.fast.memory import keep_freed_memory, objects_set_aside
+from lenet.models.lenet import LeNet, xavier_uniform_
+from lenet.models.summary import multiply_adds, stages
+from lenet.monitor.throughput import Stopwatch
+from lenet.training.run import build_classifier, build_data, run
+from lenet.training.tally import Tally
 
 OURS, PEAK = "this project", "matrix product"
 TRAINED_IMAGES = 55_000

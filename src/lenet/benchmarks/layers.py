@@ -30,9 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from lenet import layers
 from lenet.benchmarks.report import heading, in_turn, ratios, spread
+from lenet.fast.memory import keep_freed_memory
 from lenet.layers.functional import ALGORITHMS
-from lenet.memory import keep_freed_memory
-from lenet.model import LeNet, xavier_uniform_
+from lenet.models.lenet import LeNet, xavier_uniform_
 
 BATCH_SIZE = 256
 STEP = "training step"

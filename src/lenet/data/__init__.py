@@ -1,0 +1,1 @@
+"""Data modules: images held in memory as bytes, and batches of them."""

@@ -1,0 +1,1 @@
+"""Pages: a run, a sweep, the tour."""

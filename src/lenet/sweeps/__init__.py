@@ -1,0 +1,1 @@
+"""Many runs of one command: grids, the leaderboard, the search."""

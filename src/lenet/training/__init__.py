@@ -1,0 +1,1 @@
+"""The LightningModule, checkpoints, signals, and the run itself."""

@@ -1,0 +1,1 @@
+"""Runs harmed on purpose, resumed, and compared with undisturbed ones: `python -m tests.stress --rounds 100`."""
