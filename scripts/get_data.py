@@ -4,19 +4,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from lenet.data import fashion_mnist
+from lenet.data import FashionMNIST
 from lenet.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent / "data")
-    root = parser.parse_args().root.absolute()
+    data = FashionMNIST(parser.parse_args().root)
     try:
-        fashion_mnist.obtain(root)
+        data.prepare_data()
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"Fashion-MNIST is in {fashion_mnist.raw_folder(root)}, verified.")
+    print(f"Fashion-MNIST is in {data.folder}, verified.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A web server on this machine that has the archives of Fashion-MNIST, or what a test gives it instead."""
+"""A web server on this machine that has the archives of a data set."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ class Mirror:
 
 
 @contextmanager
-def serve(archives: dict[str, bytes]) -> Iterator[Mirror]:
-    """Serves the archives; where one is made shorter later, the connection breaks off."""
+def serve(archives: dict[str, bytes], silent: bool = False) -> Iterator[Mirror]:
+    """Serves the archives; where one is made shorter later, the connection breaks off. A silent one never answers."""
+    over = threading.Event()
     lengths = {name: len(content) for name, content in archives.items()}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if silent:
+                over.wait()
+                return
             name = self.path.lstrip("/")
             content = mirror.archives.get(name)
             if content is None:
@@ -53,6 +57,7 @@ def serve(archives: dict[str, bytes]) -> Iterator[Mirror]:
     try:
         yield mirror
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
         thread.join()

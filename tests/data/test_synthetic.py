@@ -1,17 +1,17 @@
 import torch
 
-from lenet.data import synthetic
+from lenet.data.synthetic import draw
 
 
 def test_the_same_seed_draws_the_same_images_and_another_does_not() -> None:
-    first, again, other = synthetic.draw(50, seed=0), synthetic.draw(50, seed=0), synthetic.draw(50, seed=1)
+    first, again, other = draw(50, seed=0), draw(50, seed=0), draw(50, seed=1)
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.images, other.images)
 
 
 def test_bytes_in_fashion_mnists_shape_with_balanced_classes() -> None:
-    drawn = synthetic.draw(200, seed=0)
+    drawn = draw(200, seed=0)
     assert drawn.images.shape == (200, 28, 28)
     assert drawn.images.dtype == torch.uint8
     assert drawn.labels.bincount().tolist() == [20] * 10
@@ -19,5 +19,5 @@ def test_bytes_in_fashion_mnists_shape_with_balanced_classes() -> None:
 
 def test_the_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
-    synthetic.draw(10, seed=0)
+    draw(10, seed=0)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,1 +1,10 @@
-"""Data modules: images held in memory as bytes, and batches of them."""
+"""Data sets as Lightning data modules: images held in memory as bytes, and batches of them.
+
+A new data set is one file with a subclass of ImageDataModule (`load` and `class_names`), and one file in conf/data.
+"""
+
+from lenet.data.fashion_mnist import FashionMNIST
+from lenet.data.module import Batch, Block, ImageDataModule, Images
+from lenet.data.synthetic import Synthetic
+
+__all__ = ["Batch", "Block", "FashionMNIST", "ImageDataModule", "Images", "Synthetic"]

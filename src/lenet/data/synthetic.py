@@ -1,37 +1,35 @@
 """A stand-in for Fashion-MNIST that needs no file and no network: ten shapes drawn by the program."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lenet.data.fashion_mnist import Images
+from lenet.data.module import ImageDataModule, Images
 
-CLASSES = (
-    "disc",
-    "ring",
-    "square",
-    "frame",
-    "vertical bar",
-    "horizontal bar",
-    "plus",
-    "diagonal",
-    "other diagonal",
-    "triangle",
-)
-"""What the labels 0 to 9 stand for."""
 
-_LARGEST_SHIFT = 3
+class Synthetic(ImageDataModule):
+    """Ten shapes, the same images in every run; train_size includes the validation images."""
+
+    class_names = (
+        *("disc", "ring", "square", "frame", "vertical bar"),
+        *("horizontal bar", "plus", "diagonal", "other diagonal", "triangle"),
+    )
+
+    def __init__(self, train_size: int = 21000, test_size: int = 1000, **batching: Any) -> None:
+        super().__init__(**batching)
+        self.train_size = train_size
+        self.test_size = test_size
+
+    def load(self) -> tuple[Images, Images]:
+        return draw(self.train_size, seed=0), draw(self.test_size, seed=1)
 
 
 def draw(size: int, seed: int) -> Images:
-    """Draw `size` images of ten shapes, each shifted, dimmed and covered with noise at random.
-
-    Args:
-        size: how many images; their classes are balanced, in random order.
-        seed: the same seed gives the same images.
-    """
+    """Ten shapes, shifted, dimmed and noisy; classes are balanced. The same seed gives the same images."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(size)[torch.randperm(size, generator=random)] % 10
-    shifts = torch.randint(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1, (size, 2), generator=random)
+    shifts = torch.randint(-3, 4, (size, 2), generator=random)  # in pixels
     shapes = _shift(_shapes()[labels], shifts)
     brightness = torch.empty(size, 1, 1).uniform_(0.5, 1.0, generator=random)
     noise = torch.empty(size, 28, 28).uniform_(0.0, 0.3, generator=random)
