@@ -1,4 +1,25 @@
-"""LeNet on Fashion-MNIST: the model, its layers, its data and its training.
+"""LeNet on Fashion-MNIST, to learn from and to start from.
 
-Importing the package imports nothing else, so that the command line can answer before torch is loaded.
+As a library: `from lenet import LeNet, Classifier, FashionMNIST`, and a plain `lightning.Trainer` trains.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenet.data import FashionMNIST, Synthetic
+    from lenet.models import LeNet
+    from lenet.training.module import Classifier
+
+__all__ = ["Classifier", "FashionMNIST", "LeNet", "Synthetic"]
+
+_HOMES = {"Classifier": "training.module", "FashionMNIST": "data", "LeNet": "models", "Synthetic": "data"}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when they are asked for: the command line answers a typo without torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lenet' has no attribute {name!r}")
+    return getattr(import_module(f"lenet.{_HOMES[name]}"), name)

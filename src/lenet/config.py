@@ -1,26 +1,32 @@
-"""What a configuration may say: every key, its type and its range, and the classes it may name.
+"""From a composed configuration to checked settings.
 
-conf/ holds the values, this file the rules; lenet.trust has those for Hydra's own section. A class that no `_target_`
-below lists is not instantiated from a configuration, whoever wrote it. The rules need no torch, so that a mistake is
-answered at once.
+conf/ holds the values, this file the rules: plain numbers have a type and a range in the models below, and a section
+with a `_target_` names a class (see lenet.classes).
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lenet.errors import UserError
+from lenet.classes import SEVERAL, SINGLE, accepted_arguments, check_named
+from lenet.errors import UserError, closest
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The folder of train.py and conf/."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 AnySection = TypeVar("AnySection", bound="Section")
 
 
@@ -30,115 +36,38 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Factory(Section):
-    """A class with some arguments bound, called later with the rest."""
+class Named(Section):
+    """A section that names a class; its other keys are the arguments."""
 
-    partial: Literal[True] = Field(alias="_partial_")
-
-
-Algorithm = Literal["loops", "taps", "im2col", "kernel_matrix", "fft"]
-"""As in lenet.layers.functional.ALGORITHMS, which would need torch."""
+    model_config = ConfigDict(extra="allow")
+    target: Text = Field(alias="_target_")
 
 
-class BuiltinConvolution(Factory):
-    target: Literal["torch.nn.Conv2d"] = Field(alias="_target_")
+class Loss(Named):
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class BuiltinPooling(Factory):
-    target: Literal["torch.nn.AvgPool2d", "torch.nn.MaxPool2d"] = Field(alias="_target_")
+class Optimizer(Named):
+    lr: Positive = 0.0
+    momentum: Fraction = 0.0
+    weight_decay: NonNegative = 0.0
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(default_factory=list)
+    eps: Positive = 0.0
 
 
-class OwnConvolution(Factory):
-    target: Literal["lenet.layers.Conv2d"] = Field(alias="_target_")
-    algorithm: Algorithm
+class Scheduler(Named):
+    final_lr: NonNegative = 0.0
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    shape: Literal["cos", "linear"] = "cos"
 
 
-class OwnPooling(Factory):
-    target: Literal["lenet.layers.AvgPool2d", "lenet.layers.MaxPool2d"] = Field(alias="_target_")
-    algorithm: Algorithm
-
-
-Convolution = Annotated[BuiltinConvolution | OwnConvolution, Field(discriminator="target")]
-Pooling = Annotated[BuiltinPooling | OwnPooling, Field(discriminator="target")]
-
-
-class Activation(Factory):
-    target: Literal["torch.nn.Sigmoid", "torch.nn.ReLU", "torch.nn.ELU", "torch.nn.GELU"] = Field(alias="_target_")
-
-
-class Normalization(Factory):
-    target: Literal["torch.nn.BatchNorm2d"] = Field(alias="_target_")
-    momentum: Annotated[float, Field(gt=0, le=1)]
-
-
-class HiddenNormalization(Factory):
-    target: Literal["torch.nn.BatchNorm1d"] = Field(alias="_target_")
-    momentum: Annotated[float, Field(gt=0, le=1)]
-
-
-class Layers(Section):
-    algorithm: Algorithm | None = None  # torch's own layers have none
-    conv: Convolution
-    avg_pool: Pooling
-    max_pool: Pooling
-
-
-class LeNet(Section):
-    target: Literal["lenet.models.lenet.LeNet"] = Field(alias="_target_")
-    conv: Convolution
-    pool: Pooling
-    activation: Activation
-
-
-class NormalizedLeNet(Section):
-    target: Literal["lenet.models.lenet.NormalizedLeNet"] = Field(alias="_target_")
-    conv: Convolution
-    pool: Pooling
-    activation: Activation
-    norm: Normalization
-    hidden_norm: HiddenNormalization | None
-
-
-class SGD(Factory):
-    target: Literal["torch.optim.SGD"] = Field(alias="_target_")
-    lr: Positive
-    momentum: Fraction
-    weight_decay: NonNegative
-    nesterov: bool
-    fused: bool
-
-    @model_validator(mode="after")
-    def nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov=true: needs optimizer.momentum greater than 0")
-        return self
-
-
-class AdamArguments(Factory):
-    lr: Positive
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    eps: Positive
-    weight_decay: NonNegative
-    fused: bool
-
-
-class Adam(AdamArguments):
-    target: Literal["torch.optim.Adam"] = Field(alias="_target_")
-
-
-class AdamW(AdamArguments):
-    target: Literal["torch.optim.AdamW"] = Field(alias="_target_")
-
-
-class Cosine(Factory):
-    target: Literal["lenet.training.schedules.cosine"] = Field(alias="_target_")
-    final_lr: NonNegative
-
-
-class OneCycle(Factory):
-    target: Literal["lenet.training.schedules.onecycle"] = Field(alias="_target_")
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)]
-    shape: Literal["cos", "linear"]
+class Data(Named):
+    batch_size: Count | None = None
+    val_size: Annotated[int, Field(ge=0)] | None = None
+    root: Text | None = None
+    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None = None
+    train_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    test_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
 class Device(Section):
@@ -159,44 +88,21 @@ class Device(Section):
         return self
 
 
-class FashionMNIST(Section):
-    target: Literal["lenet.data.module.FashionMNISTDataModule"] = Field(alias="_target_")
-    root: Annotated[str, Field(min_length=1)]
-    batch_size: Count
-    val_size: Annotated[int, Field(ge=0, le=59_999)]
-    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None
-
-
-class Synthetic(Section):
-    target: Literal["lenet.data.module.SyntheticDataModule"] = Field(alias="_target_")
-    batch_size: Count
-    val_size: Annotated[int, Field(ge=0)]
-    train_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    test_size: Annotated[int, Field(ge=1, le=1_000_000)]
-
-    @model_validator(mode="after")
-    def some_images_are_trained_on(self) -> Self:
-        if self.val_size >= self.train_size:
-            raise ValueError(f"val_size={self.val_size}: should be less than data.train_size={self.train_size}")
-        return self
-
-
-TRAINER_ARGUMENTS_SET_ELSEWHERE = {
+SET_ELSEWHERE = {
     "accelerator": "device=cpu, device=gpu or device.accelerator",
     "devices": "device.devices",
     "num_nodes": "device.num_nodes",
     "strategy": "device=ddp or device.strategy",
-    "logger": "the program itself: every run logs to TensorBoard in its folder",
-    "callbacks": "the program itself",
+    "logger": "logger=tensorboard, logger=csv and so on",
+    "callbacks": "callbacks=early_stopping and so on",
     "precision": "precision=float32 or precision=bf16",
     "plugins": "the program itself",
     "default_root_dir": "hydra.run.dir",
     "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
-    "overfit_batches": "another argument: +trainer.limit_train_batches",
-    "accumulate_grad_batches": "a larger data.batch_size: LeNet's batches need little memory",
     "deterministic": "deterministic",
     "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
+"""Arguments of Lightning's Trainer that have another key here."""
 
 
 class Trainer(Section):
@@ -208,96 +114,95 @@ class Trainer(Section):
     log_every_n_steps: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
     @model_validator(mode="after")
-    def limits_leave_something_to_do(self) -> Self:
+    def arguments_have_one_owner(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps=0: should be at least 1, or -1 for no limit")
-        limit = (self.model_extra or {}).get("gradient_clip_val")
-        if isinstance(limit, int | float) and limit <= 0:
-            raise ValueError(f"gradient_clip_val={limit}: should be greater than 0")
-        every = (self.model_extra or {}).get("check_val_every_n_epoch")
-        if isinstance(every, int) and every < 1:
-            raise ValueError(f"check_val_every_n_epoch={every}: should be at least 1, or null")
-        return self
-
-    @model_validator(mode="after")
-    def arguments_have_one_owner(self) -> Self:
         for name, value in (self.model_extra or {}).items():
-            if name in TRAINER_ARGUMENTS_SET_ELSEWHERE:
-                raise ValueError(f"{name}={value}: is set by {TRAINER_ARGUMENTS_SET_ELSEWHERE[name]}")
-            if isinstance(value, dict) and name != "max_time":
-                # Nothing makes an object of it, and the Trainer would take it for one.
-                raise ValueError(f"{name}={value}: should be a plain value; objects cannot be named here")
+            if name in SET_ELSEWHERE:
+                raise ValueError(f"{name}={value}: is set by {SET_ELSEWHERE[name]}")
         return self
 
 
-class CheckpointSettings(Section):
+class Checkpoint(Section):
     every_seconds: NonNegative
 
 
-class SweepSettings(Section):
-    resume: Annotated[str, Field(min_length=1)] | None
+class Sweep(Section):
+    resume: Text | None
 
 
 class Settings(Section):
-    """One run's configuration, checked."""
+    """One run's configuration, checked. The README has what each key means."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     test_every_epoch: bool
     fuse: bool
     dashboard: Literal["full", "minimal"]
     precision: Literal["float32", "bf16"]
-    layers: Layers
-    model: Annotated[LeNet | NormalizedLeNet, Field(discriminator="target")]
-    optimizer: Annotated[SGD | Adam | AdamW, Field(discriminator="target")]
-    scheduler: Annotated[Cosine | OneCycle, Field(discriminator="target")] | None
+    init: Literal["xavier_uniform", "none"]
+    layers: dict[str, Any]
+    model: Named
+    loss: Loss
+    optimizer: Optimizer
+    scheduler: Scheduler | None
+    data: Data
+    callbacks: dict[str, Named] | None = None
+    logger: dict[str, Named] | None = None
     device: Device
-    data: Annotated[FashionMNIST | Synthetic, Field(discriminator="target")]
     deterministic: bool
     trainer: Trainer
-    checkpoint: CheckpointSettings
-    sweep: SweepSettings
-    resume: Annotated[str, Field(min_length=1)] | None
-
-    @property
-    def smallest_batch(self) -> int:
-        """Images in the smallest training batch."""
-        data = self.data
-        images = (60_000 if isinstance(data, FashionMNIST) else data.train_size) - data.val_size
-        return images % data.batch_size or data.batch_size
-
-    @model_validator(mode="after")
-    def batch_normalisation_has_two_images(self) -> Self:
-        normalises = isinstance(self.model, NormalizedLeNet) and self.model.hidden_norm is not None
-        if normalises and self.smallest_batch // self.device.total < 2:
-            raise ValueError(
-                f"data.batch_size={self.data.batch_size}: leaves a batch of {self.smallest_batch} for"
-                f" {self.device.total} device(s), and batch normalisation needs two images on each; use another size"
-            )
-        return self
+    checkpoint: Checkpoint
+    launcher: dict[str, Any] | None = None
+    sweep: Sweep
+    resume: Text | None
 
     @property
     def plain(self) -> dict[str, Any]:
         """What makes a run, as plain dicts, lists and scalars; not how it was started."""
-        plain: dict[str, Any] = json.loads(json.dumps(self.model_dump(by_alias=True, exclude={"resume"})))
+        plain = self.model_dump(by_alias=True, exclude_unset=True, exclude={"resume", "launcher"})
         plain["sweep"]["resume"] = None
-        return plain
+        return dict(json.loads(json.dumps(plain)))
 
     def section(self, name: str) -> dict[str, Any]:
-        """The section as plain dicts and scalars, `_target_` and all, for `hydra.utils.instantiate`."""
-        plain: dict[str, Any] = getattr(self, name).model_dump(by_alias=True)
-        return plain
+        """The section as plain dicts, lists and scalars; empty if it is null."""
+        return dict(self.model_dump(by_alias=True, exclude_unset=True, include={name}).get(name) or {})
 
 
-def read_settings(config: DictConfig) -> Settings:
+def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) -> Settings:
     """Resolve a composed configuration and check it against the rules.
+
+    Args:
+        config: as composed.
+        overrides: what the command line says; by default what Hydra's own section has of it.
 
     Raises:
         UserError: names the first key that breaks a rule, its value, and the rule.
         OmegaConfBaseException: an interpolation does not resolve.
     """
+    given = OmegaConf.select(config, "hydra.overrides.task") if overrides is None else overrides
+    words = {str(word).lstrip("+~").partition("=")[0] for word in given or ()}
     # Hydra's own section has keys that hold nothing before a job starts.
     ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "tune")])
-    return validated(Settings, OmegaConf.to_container(ours, resolve=True))
+    plain = OmegaConf.to_container(ours, resolve=True)
+    assert isinstance(plain, dict)
+    settings = validated(Settings, plain)
+    for name in ("model", "optimizer", "data", "scheduler", "loss"):
+        if (section := settings.section(name)) and f"{name}._target_" in words:
+            # The section's other keys were written for the class that stood there before.
+            accepted = accepted_arguments(name, section["_target_"]) or ()
+            plain[name] = {
+                key: value
+                for key, value in section.items()
+                if key.startswith("_") or key in accepted or f"{name}.{key}" in words
+            }
+    settings = validated(Settings, plain)
+    for name in SINGLE:
+        if section := settings.section(name):
+            check_named(name, section, name)
+    for name in SEVERAL:
+        for key, section in settings.section(name).items():
+            check_named(f"{name}.{key}", section, name)
+    return settings
 
 
 def validated(rules: type[AnySection], values: object, key: str = "") -> AnySection:
@@ -317,13 +222,23 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
         raise UserError(_first_mistake(error, key)) from None
 
 
+def compose_config(project: Path, head: str, overrides: Sequence[str]) -> DictConfig:
+    """What the file conf/`head`.yaml and these overrides make, unchecked; with Hydra's own section.
+
+    Raises:
+        HydraException: as the command line would refuse them.
+    """
+    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+    with initialize_config_dir(str(project / "conf"), version_base="1.3"):
+        return compose(head, overrides=list(overrides), return_hydra_config=True)
+
+
+# Mistakes
+
+
 def _first_mistake(error: ValidationError, section: str) -> str:
-    # A mistake in one section shows again in those that interpolate it (model takes its factories from layers);
-    # the first is the user's own.
     mistake = error.errors(include_url=False)[0]
-    # A discriminated union adds the class it chose to the path; the user's key does not have it.
-    parts = [str(part) for part in mistake["loc"] if not str(part).startswith(("torch.", "lenet."))]
-    key = ".".join([section] * bool(section) + parts)
+    key = ".".join([section] * bool(section) + [str(part) for part in mistake["loc"]])
     message = mistake["msg"][:1].lower() + mistake["msg"][1:]
     match mistake["type"]:
         case "value_error":  # one of the validators above, which name the key themselves
@@ -332,18 +247,12 @@ def _first_mistake(error: ValidationError, section: str) -> str:
             return no_such_key(key)
         case "missing":
             return f"{key}: is missing from the configuration"
-        case "union_tag_invalid":
-            allowed = mistake["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}._target_={mistake['ctx']['tag']}: not allowed here; choose from {allowed}"
-        case "union_tag_not_found" | "model_type" | "model_attributes_type":
+        case "model_type" | "model_attributes_type" | "dict_type":
             return f"{key}={mistake['input']}: should be a mapping, as in the files below conf/"
         case _:
-            return f"{key}={_as_written(mistake['input'])}: {message}"
-
-
-def _as_written(value: object) -> object:
-    """A number in quotes keeps them: without, nobody would see what is wrong with it."""
-    return repr(value) if isinstance(value, str) and value.strip("+-.eE0123456789") == "" else value
+            value = mistake["input"]
+            quoted = isinstance(value, str) and value.strip("+-.eE0123456789") == ""  # shows what is wrong with '1'
+            return f"{key}={value!r}: {message}" if quoted else f"{key}={value}: {message}"
 
 
 def no_such_key(key: str) -> str:
@@ -352,45 +261,35 @@ def no_such_key(key: str) -> str:
     section, _, name = key.partition(".")
     if key in known:
         return f"{key}: belongs to another choice of {section} than the one made; see conf/{section}/"
-    if section == "trainer" and name:
-        close = did_you_mean(key, known)
-        return f"{key}: no such key{close}; other arguments of Lightning's Trainer are written +{key}=VALUE"
     meant = closest_key(key)
-    return f"{key}: no such key" + (f"; did you mean {meant}?" if meant else "")
+    close = f"; did you mean {meant}?" if meant else ""
+    if section in ("trainer", "model", "optimizer", "data", "loss", "scheduler") and name:
+        return f"{key}: no such key{close}; arguments that the configuration does not list are written +{key}=VALUE"
+    return f"{key}: no such key{close}"
 
 
 def closest_key(key: str) -> str | None:
     """The key that was probably meant, also without what stands before its last dot; None if there is none like it."""
-    known = known_keys()
-    by_last_part = {full.rpartition(".")[2]: full for full in known}
-    return _closest(key, known) or by_last_part.get(_closest(key, by_last_part) or "")
+    by_last_part = {full.rpartition(".")[2]: full for full in known_keys()}
+    return closest(key, known_keys()) or by_last_part.get(closest(key, by_last_part) or "")
 
 
+@functools.cache
 def known_keys() -> list[str]:
-    """Every key of the configuration, with dots: `optimizer.lr` and the like."""
-    return sorted(set(_keys(Settings)))
+    """Every key of the files below conf/, with dots: `optimizer.lr` and the like."""
+    keys = set(_keys(_file(PROJECT / "conf" / "train.yaml")))
+    for file in (PROJECT / "conf").glob("*/*.yaml"):
+        is_global = "@package _global_" in file.read_text(encoding="utf-8")
+        prefix = "" if is_global else f"{file.parent.name}."
+        keys |= {file.parent.name} | {f"{prefix}{key}" for key in _keys(_file(file))}
+    return sorted(key for key in keys if not key.startswith(("hydra", "defaults")) and "defaults" not in key)
 
 
-def _keys(section: type[BaseModel]) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        key = field.alias or name
-        yield key
-        for inner in _sections_in(field.annotation):
-            yield from (f"{key}.{rest}" for rest in _keys(inner))
+def _file(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
 
 
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections_in(argument)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the closest of the known words, or nothing if none is close."""
-    close = _closest(word, known)
-    return f"; did you mean {close}?" if close else ""
-
-
-def _closest(word: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+def _keys(values: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in values.items() if isinstance(values, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _keys(value, f"{prefix}{key}.")

@@ -1,24 +1,35 @@
-"""The exceptions that stand for a mistake or a circumstance the user can mend."""
+"""The exceptions that stand for a mistake or a circumstance that the user can mend."""
 
+from __future__ import annotations
+
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Says in one line which key or file, what was wrong, and what would be right.
+    """Says in one line which key or file, what is wrong, and what would be right.
 
     The command line prints the line and exits with status 1, without a traceback.
     """
 
 
 class DivergenceError(UserError):
-    """Training left the range of finite numbers."""
-
-
-def without_passwords(text: str) -> str:
-    """The same, but for the passwords in addresses: that of a database is nobody else's affair."""
-    return re.sub(r"(://[^:/@\s]*:)[^/\s]+@", r"\1…@", text)
+    """The loss or a weight became NaN or infinite."""
 
 
 def printable(text: str) -> str:
-    """As one line that a terminal shows and does not obey, without passwords."""
-    return without_passwords("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    """The text as one line for a terminal, without the passwords in addresses."""
+    text = re.sub(r"(://[^:/@\s]*:)[^/\s]+@", r"\1…@", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the closest of the known words, or nothing if none is close."""
+    meant = closest(word, known)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like this one; None if none is."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)

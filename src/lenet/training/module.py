@@ -1,360 +1,297 @@
-"""The LightningModule: loss, metrics, optimizer."""
+"""The LightningModule: a network, its loss, its optimizer, and what is measured.
+
+It trains in two ways. Given ordinary batches (images, labels), Lightning's own loop does everything, and all of its
+features work. Given blocks of batches (see lenet.data), it steps the optimizer itself: what Lightning does around a
+batch then happens once in fifty steps, which on a network this small is a good part of the time.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lenet.data.module import Batch, Block, ImageDataModule
-from lenet.errors import DivergenceError
-from lenet.fast.fused import fused
-from lenet.training import bypass
-from lenet.training.signals import Interrupts
-from lenet.training.tally import Tally
+from lenet.classes import arguments_of, build
+from lenet.data import Block
+from lenet.errors import DivergenceError, UserError
+from lenet.models import LeNet, xavier_uniform_
+from lenet.training.step import PlainStep, Sums, make_step, proved
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+SchedulerFactory = Callable[..., LRScheduler]
+
+STATE = "lenet"
+"""The key of a checkpoint that holds what this module adds to it."""
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network to classify images, with cross entropy.
-
-    What Lightning takes for a batch is a block of them (see `lenet.data`): the optimizer is stepped here, after each
-    batch, and Lightning's global step, the schedule and the logs count these steps.
+    """Trains a network to classify images.
 
     Args:
-        net: from images (N, 1, 28, 28), float in [0, 1], to logits (N, 10).
-        optimizer: makes the optimizer from the parameters.
-        scheduler: makes a scheduler, stepped after each optimizer step, from the optimizer and the number of
-            steps in the run; None keeps the learning rate.
-        fuse: compute with `lenet.fast.fused` whatever that can compute.
-        gradient_clip_val: as Lightning's Trainer takes it, which leaves it to modules that step the optimizer.
+        net: from images (N, C, H, W), float in [0, 1], to logits (N, classes): a module, or a description of one as in
+            a configuration, `{"_target_": "lenet.models.LeNet", "channels": [6, 16]}`. LeNet as published by default.
+        optimizer: makes the optimizer from the parameters; a function or a description. SGD with a learning rate of
+            0.9 by default, as published.
+        scheduler: makes a learning-rate schedule, stepped after each optimizer step, from the optimizer and, if it
+            takes that, the number of steps in the run (total_steps); None keeps the learning rate.
+        loss: from logits and labels to the mean loss of a batch; cross entropy by default.
+        init: xavier_uniform draws the weights anew; none keeps those that the network has.
+        fuse: allow compiled kernels on the CPU, where training gets blocks of batches.
+        blocks: whether training gets blocks of batches.
+        seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
+        gradient_clip_val: as Lightning's Trainer takes it, with blocks.
         gradient_clip_algorithm: the same.
-        interrupts: on one device, a block is cut off after the step in which one comes.
 
     Attributes:
+        lr: overrides the optimizer's learning rate if it is set, as Lightning's LR finder does.
+        metrics: the latest value of each measure, such as "val/acc".
         best_val_acc: the highest val/acc of any epoch; None before the first.
-        metrics: the latest value of each tag that was logged, in full precision.
-        training_tally: sums over the training images of the epoch so far, as of the last log point.
         images_trained: in all, over all devices.
-        steps_in_epoch: optimizer steps since the epoch's beginning.
-        is_cut: whether the block was cut off, by an interrupt.
-        at_log_point: whether numbers may be read from the device now: each `log_every_n_steps` steps from an epoch's
-            beginning, and at its end.
+        running: sums over the training images of the epoch so far, as of the end of the last block.
     """
 
     def __init__(
         self,
-        net: nn.Module,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        net: nn.Module | Mapping[str, Any] | None = None,
+        optimizer: OptimizerFactory | Mapping[str, Any] | None = None,
+        scheduler: SchedulerFactory | Mapping[str, Any] | None = None,
+        loss: nn.Module | Mapping[str, Any] | None = None,
+        init: str = "xavier_uniform",
         fuse: bool = True,
+        blocks: bool = False,
+        seed: int | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
-        interrupts: Interrupts | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
-        self.net = net
-        self._fused = fused(net) if fuse else None
-        if self._fused is None or not self._fused.is_lenet:
-            self._to_channels_last()
-        self.optimizer_factory = optimizer
-        self.scheduler_factory = scheduler
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.interrupts = interrupts or Interrupts()
-        self.best_val_acc: float | None = None
+        described = net if isinstance(net, Mapping) else getattr(net, "description", None)
+        plain = {"optimizer": optimizer, "scheduler": scheduler, "loss": loss}
+        # Plain values alone: a checkpoint has to load without executing anything.
+        kept = {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        self.save_hyperparameters({"net": described and dict(described), **kept, "init": "none", "fuse": fuse})
+        self.net: nn.Module = build("model", net) if isinstance(net, Mapping) else LeNet() if net is None else net
+        self.loss = build("loss", loss) if isinstance(loss, Mapping) else loss or nn.CrossEntropyLoss()
+        self.optimizer_factory: OptimizerFactory = (
+            build("optimizer", optimizer)
+            if isinstance(optimizer, Mapping)
+            else optimizer or partial(torch.optim.SGD, lr=0.9)
+        )
+        self.scheduler_factory = build("scheduler", scheduler) if isinstance(scheduler, Mapping) else scheduler
+        if init == "xavier_uniform":
+            xavier_uniform_(self.net)
+        self.automatic_optimization = not blocks
+        self.fuse, self.seed = fuse, seed
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.lr: float | None = None
         self.metrics: dict[str, float] = {}
-        self.training_tally = Tally()
+        self.best_val_acc: float | None = None
         self.images_trained = 0
-        self.steps_in_epoch = 0
-        self.is_cut = False
-        self.at_log_point = False
-        self._evaluation_tallies: dict[str, Tally] = {}
-        self._unread_steps: list[int] = []
-        self._epoch_finished = False
-        self._lr = math.nan
-        self._resumed: tuple[int, Tally] | None = None
-
-    def progress(self) -> dict[str, Any]:
-        """What training goes on with later, beside weights and optimizer; plain numbers.
-
-        Raises:
-            DivergenceError: nothing good can come of going on.
-        """
-        self.read_training_tally()
-        self.refuse_spoiled_weights()
-        tally = self.training_tally if self.steps_in_epoch > 0 else Tally()  # the next epoch begins its own
-        return {
-            "best_val_acc": self.best_val_acc,
-            "metrics": dict(self.metrics),
-            "images_trained": self.images_trained,
-            "steps_in_epoch": self.steps_in_epoch,
-            "tallies": self._gather([tally.loss_sum, tally.correct, tally.images]),
-        }
-
-    def go_on_from(self, progress: dict[str, Any]) -> None:
-        """Take up what `progress` gave; before training starts."""
-        self.best_val_acc, self.metrics = progress["best_val_acc"], dict(progress["metrics"])
-        self.images_trained = progress["images_trained"]
-        tallies = [
-            Tally(float(loss_sum), int(correct), int(images)) for loss_sum, correct, images in progress["tallies"]
-        ]
-        if len(tallies) != self.trainer.world_size:  # with other devices than before, the first takes up all
-            total = Tally(*(sum(values) for values in zip(*progress["tallies"], strict=True)))
-            tallies = [total] + [Tally()] * (self.trainer.world_size - 1)
-        self._resumed = (progress["steps_in_epoch"], tallies[self.global_rank])
+        self.running = Sums()
+        self._evaluated: dict[str, Sums] = {}
+        self._epoch_published = False
+        self._step: PlainStep | None = None
+        self._is_proved = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 1, 28, 28): bytes 0–255, or floats in [0, 1]."""
-        if self._fused is not None and self._fused.fits(images):
-            return self._fused(images)
-        logits: Tensor = self.net(self._as_floats(images))
-        return logits
-
-    def embed(self, images: Tensor) -> Tensor:
-        """What the last layer makes logits of, (N, 84); of images as `forward` takes them."""
-        if self._fused is not None and self._fused.fits(images):
-            return self._fused.embed(images)
-        values = self._as_floats(images)
-        for layer in list(self.net.children())[:-1]:
-            values = layer(values)
-        return values
-
-    def _as_floats(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W): bytes 0–255, or floats in [0, 1]."""
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
-        return images.to(dtype=next(self.net.parameters()).dtype, memory_format=torch.channels_last)
-
-    def _to_channels_last(self) -> None:
-        # Layer by layer, LeNet trains considerably faster with channels last, in images and weights alike. (What is
-        # fused in part goes layer by layer with batches that the kernels are not made for.)
-        self.net.to(memory_format=torch.channels_last)
+        dtype = next((parameter.dtype for parameter in self.net.parameters()), images.dtype)
+        logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
         optimizer = self.optimizer_factory(self.parameters())
+        for group in optimizer.param_groups if self.lr is not None else ():
+            group["lr"] = self.lr
         if self.scheduler_factory is None:
             return optimizer
-        schedule = LRSchedulerConfigType(scheduler=self.scheduler_factory(optimizer, self._steps_in_run()))
-        return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=schedule)
+        schedule = self.make_schedule(optimizer, self._steps_in_run())
+        return OptimizerLRSchedulerConfig(
+            optimizer=optimizer, lr_scheduler=LRSchedulerConfigType(scheduler=schedule, interval="step")
+        )
+
+    def make_schedule(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """The learning-rate schedule, for a run of so many steps if it depends on that."""
+        factory = self.scheduler_factory
+        assert factory is not None
+        arguments = arguments_of(factory.func if isinstance(factory, partial) else factory)
+        return factory(optimizer, total_steps=total_steps) if "total_steps" in (arguments or ()) else factory(optimizer)
 
     def _steps_in_run(self) -> int:
-        """Lightning's own estimate would count blocks."""
-        self.trainer.fit_loop.setup_data()
+        if self.automatic_optimization:
+            return int(self.trainer.estimated_stepping_batches)
         limits = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
         if self.trainer.max_epochs not in (None, -1):
-            limits.append(self.trainer.max_epochs * steps_per_epoch(self.trainer))
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            limits.append(self.trainer.max_epochs * data.steps_per_epoch)
         return int(min(limits))
 
-    def on_fit_start(self) -> None:
-        if self.device.type != "cpu":  # where nothing is fused
-            self._to_channels_last()
+    # Training
 
-    def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Let libraries set themselves up: two steps on random images for each size, with a copy of the network."""
-        twin = Classifier(copy.deepcopy(self.net), self.optimizer_factory, fuse=self._fused is not None)
-        optimizer = self.optimizer_factory(twin.parameters())
-        # A generator of its own: the run's random numbers stay what they are.
-        generator = torch.Generator().manual_seed(0)
-        for size in 2 * list(batch_sizes):
-            # By the number of images, a batch is a problem of its own for the library that convolves.
-            images = torch.randint(256, (size, 1, 28, 28), generator=generator, dtype=torch.uint8).to(self.device)
-            labels = torch.zeros(size, dtype=torch.int64, device=self.device)
-            twin.compute_gradients(Batch(images, labels, size, "train"), Tally(), optimizer)
-            optimizer.step()
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not self.automatic_optimization:
+            self._step, self._is_proved = make_step(self), False
 
     def on_train_epoch_start(self) -> None:
-        (self.steps_in_epoch, self.training_tally), self._resumed = self._resumed or (0, Tally()), None
-        self._unread_steps, self._epoch_finished = [], False
+        self.running, self._epoch_published = Sums(), False
+        if self.seed is not None:
+            numbers = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)
+            pl.seed_everything(int(numbers[0]), verbose=False)
 
-    def training_step(self, block: Block, batch_idx: int) -> None:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, LightningOptimizer)
-        assert scheduler is None or isinstance(scheduler, LRScheduler)
-        step, last, images, bypassed = self.trainer.global_step, self.trainer.max_steps, 0, bypass.is_possible(self)
-        before, interrupts, alone = step, self.interrupts, self.trainer.world_size == 1
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One optimizer step of Lightning's for a batch (images, labels); all steps of a block of batches."""
+        if isinstance(batch, Block):
+            self._train_block(batch)
+            return None
+        images, labels = batch
+        logits = self(images)
+        loss: Tensor = self.loss(logits, labels)
+        self.running.add(loss, logits, labels)
+        self.images_trained += len(labels) * self.trainer.world_size
+        self.metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def _train_block(self, block: Block) -> None:
+        if self._step is None or not self._step.still_fits():  # somebody has changed the network
+            self._step, self._is_proved = make_step(self), False
+        if not self._is_proved:
+            first = next(block.batches())
+            self._step, self._is_proved = proved(self._step, first.images, first.labels), True
+        step, optimizer, scheduler = self._step, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        before, last, images, steps = self.trainer.global_step, self.trainer.max_steps, 0, 0
         for batch in block.batches():
-            lr = optimizer.param_groups[0]["lr"]
-            if bypassed:
-                self.compute_gradients(batch, self.training_tally, optimizer)
-            else:
-                optimizer.zero_grad()
-                self.manual_backward(self.loss(batch))
+            loss, logits = step.gradients(batch.images, batch.labels, batch.total)
             if self.gradient_clip_val is not None:
                 self._clip_gradients(self.gradient_clip_val)
-            if bypassed:
-                bypass.step(optimizer, self.trainer)
-            else:
-                optimizer.step()
-            if scheduler is not None:
+            optimizer.step()
+            self.running.add(loss, logits, batch.labels)
+            images, steps = images + batch.total, steps + 1
+            lr = optimizer.param_groups[0]["lr"]
+            if isinstance(scheduler, LRScheduler):
                 scheduler.step()
-            step += 1
-            self._unread_steps.append(step)
-            images += batch.total
-            if step == last:
+            if before + steps == last:
                 self.trainer.should_stop = True  # which also has the validation images evaluated
                 break
-            if alone and interrupts.received is not None:
-                break
-        # Attributes of a module are set slowly: not at each step.
-        self._lr = lr
+        self.metrics["lr"] = float(lr)
         self.images_trained += images
-        self.steps_in_epoch += step - before
-        self.is_cut = step - before < len(block.sizes) and not self.trainer.should_stop
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        ends = self.trainer.is_last_batch or self.trainer.should_stop
-        self.at_log_point = ends or 0 < every <= len(self._unread_steps)
-
-    def compute_gradients(self, batch: Batch, tally: Tally, optimizer: Optimizer | LightningOptimizer) -> None:
-        """Leave the gradients of a batch's mean loss in the parameters, on one device; adds the batch to the tally."""
-        if self._fused is not None and self._fused.trains(batch.images):
-            tally.add(*self._fused.training_step(batch.images, batch.labels, 1 / batch.total), batch.labels)
-        else:
-            optimizer.zero_grad()
-            (self.summed_loss(batch, tally) / batch.total).backward()  # type: ignore[no-untyped-call]
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean cross entropy over the whole batch, of all devices; adds to `training_tally`.
-
-        Lightning averages the gradients of the devices, whose shares may differ in size: so each divides the sum over
-        its own images by the size of the whole batch, and multiplies it by the number of devices.
-        """
-        return self.summed_loss(batch, self.training_tally) * (self.trainer.world_size / batch.total)
-
-    def summed_loss(self, batch: Batch, tally: Tally) -> Tensor:
-        """The cross entropies of a batch's images, summed up (); adds the batch to the tally."""
-        return self._tallied(batch, tally)[0]
-
-    def _tallied(self, batch: Batch, tally: Tally) -> tuple[Tensor, Tensor]:
-        """The summed loss () and the logits (N, 10)."""
-        logits = self(batch.images)
-        loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
-        tally.add(loss_sum, logits, batch.labels)
-        return loss_sum, logits
+        # What Lightning's global step counts; its own optimizer wrapper takes a tenth of a step's time.
+        counter = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        counter.total.ready += steps
+        counter.total.completed += steps
+        self._read_sums(before)
 
     def _clip_gradients(self, limit: float) -> None:
-        # Lightning's own refuses fused optimizers in mixed precision, because a scaler of losses may be in use.
         if self.gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(self.parameters(), limit)
         else:
             nn.utils.clip_grad_norm_(self.parameters(), limit)
 
-    def on_train_batch_end(self, outputs: Any, batch: Block, batch_idx: int) -> None:
-        if self.at_log_point:
-            self.read_training_tally()
+    def _read_sums(self, steps_before: int) -> None:
+        """Bring `running` up to date; on all devices at the same step, so that they stop together."""
+        losses = self.running.read()
+        step: float = next((n for n, loss in enumerate(losses, steps_before + 1) if not math.isfinite(loss)), math.inf)
+        step = self._reduce([step], "min")[0]
+        if math.isfinite(step):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise DivergenceError(
+                f"the loss became NaN or infinite at step {step:.0f}, in epoch {self.current_epoch + 1}, at a learning"
+                f" rate of {lr:g}; try a smaller optimizer.lr"
+            )
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Lightning would drop the gradients of an epoch's last step here; the dashboard shows them."""
 
     def on_train_epoch_end(self) -> None:
         self.finish_epoch()
 
     def finish_epoch(self) -> None:
-        """Log the epoch's means; later calls do nothing. Callbacks whose turn is before the module's call it.
+        """Publish the training means of the epoch, once; callbacks that need them call it first.
 
         Raises:
-            DivergenceError: the loss or a weight is not a finite number.
+            DivergenceError: the loss or a weight is NaN or infinite.
         """
-        if self._epoch_finished:
+        if self._epoch_published:
             return
-        self._epoch_finished = True
-        self.read_training_tally()
-        self.refuse_spoiled_weights()
-        self._publish_means("train", self.training_tally)
-        self.publish({"lr": float(self._lr)})
-
-    def refuse_spoiled_weights(self) -> None:
-        """A step can spoil the weights after its own loss was still a number.
-
-        Raises:
-            DivergenceError: a weight is not a finite number.
-        """
+        self._epoch_published = True
+        self._read_sums(self.trainer.global_step)
         # All at once: a question to the device costs more than the answer.
-        if not torch.isfinite(torch.cat([parameter.detach().flatten() for parameter in self.parameters()])).all():
+        weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
+        if not torch.isfinite(weights).all():
             raise DivergenceError(
-                f"the weights are not numbers any more after step {self.trainer.global_step}; try a smaller"
-                " optimizer.lr"
+                f"a weight became NaN or infinite before step {self.trainer.global_step}; try a smaller optimizer.lr"
             )
+        self._publish_means("train", self.running)
+        self.publish({"lr": self.metrics["lr"]})
 
-    def read_training_tally(self) -> None:
-        """Bring `training_tally` up to date; on each device at the same step.
+    # Evaluation: always with the network's own layers
 
-        Raises:
-            DivergenceError: the loss of a step since the last call was not a finite number.
-        """
-        losses = self.training_tally.read()
-        if not losses:
-            return
-        steps = zip(self._unread_steps, losses, strict=True)
-        step: float = next((step for step, loss in steps if not math.isfinite(loss)), math.inf)
-        self._unread_steps.clear()
-        # All devices stop together, or those that go on would wait for the others for ever.
-        step = self._reduce([step], "min")[0]
-        if math.isfinite(step):
-            raise DivergenceError(
-                f"the loss is not a number any more at step {step:.0f}, in epoch {self.current_epoch + 1}, with"
-                f" optimizer.lr={self.trainer.optimizers[0].defaults['lr']}; try a smaller optimizer.lr"
-            )
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Returns the logits (N, classes), for callbacks."""
+        stages = getattr(getattr(self.trainer, "datamodule", None), "evaluation_stages", ("val", "test"))
+        return self._evaluate(stages[dataloader_idx] if dataloader_idx < len(stages) else "val", batch)
 
-    def on_validation_model_zero_grad(self) -> None:
-        """Lightning would drop the gradients of an epoch's last step here; callbacks may look at them."""
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Returns the logits (N, classes), for callbacks."""
+        return self._evaluate("test", batch)
 
-    def validation_step(self, block: Block, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Returns the logits (M, 10), for callbacks."""
-        return self._evaluate(block)
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The class (N,) of each image."""
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        classes: Tensor = self(images).argmax(dim=1)
+        return classes
 
-    def test_step(self, block: Block, batch_idx: int) -> Tensor:
-        """Returns the logits (M, 10), for callbacks."""
-        return self._evaluate(block)
+    def _evaluate(self, stage: str, batch: Any) -> Tensor:
+        images, labels = batch
+        logits: Tensor = self(images)
+        self._evaluated.setdefault(stage, Sums()).add(self.loss(logits, labels), logits, labels)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
-        self._publish_evaluation()
+        evaluated, self._evaluated = self._evaluated, {}
+        for stage, sums in evaluated.items():
+            sums.read()
+            if not self.trainer.sanity_checking:
+                self._publish_means(stage, sums)
 
-    def on_test_epoch_end(self) -> None:
-        self._publish_evaluation()
+    on_test_epoch_end = on_validation_epoch_end
+
+    # Measures
 
     def publish(self, values: dict[str, float]) -> None:
-        """Log values that hold for the epoch, and keep them in `metrics`."""
+        """Log values that hold for the epoch to every logger, at the number of optimizer steps, and keep them."""
         self.metrics.update(values)
-        # For callbacks, such as the one that keeps the best checkpoint. In the log Lightning would count blocks.
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, logger=False)
-        if self.logger is not None:
-            self.logger.log_metrics(values, step=self.trainer.global_step)
-
-    def _evaluate(self, block: Block) -> Tensor:
-        tally = self._evaluation_tallies.setdefault(block.stage, Tally())
-        return torch.cat([self._tallied(batch, tally)[1] for batch in block.batches()])
-
-    def _publish_evaluation(self) -> None:
-        tallies, self._evaluation_tallies = self._evaluation_tallies, {}
-        if self.trainer.sanity_checking:
+        if self.trainer.testing:  # what trainer.test() returns is what Lightning logs itself, at the step among it
+            step = {"step": float(self.trainer.global_step)}
+            self.log_dict({**values, **step}, on_step=False, on_epoch=True, batch_size=1)
             return
-        for stage, tally in tallies.items():
-            tally.read()
-            self._publish_means(stage, tally)
+        # For callbacks such as early stopping.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, logger=False, prog_bar=True)
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
 
-    def _publish_means(self, stage: str, tally: Tally) -> None:
-        """Log the means over all images of all devices."""
-        loss_sum, correct, images = self._reduce([tally.loss_sum, tally.correct, tally.images], "sum")
-        total = Tally(loss_sum, int(correct), int(images))
-        if stage != "train" and not math.isfinite(total.loss):
+    def _publish_means(self, stage: str, sums: Sums) -> None:
+        """Publish the means over all images of all devices."""
+        loss, correct, images = self._reduce([sums.loss, sums.correct, sums.images], "sum")
+        total = Sums(loss, int(correct), int(images))
+        if not math.isfinite(total.mean_loss):
             raise DivergenceError(
-                f"the weights give no finite {stage}/loss after step {self.trainer.global_step}; try a smaller"
-                " optimizer.lr"
+                f"{stage}/loss is NaN or infinite after step {self.trainer.global_step}; try a smaller optimizer.lr"
             )
         if stage == "val":
-            self.best_val_acc = max(total.acc, self.best_val_acc or 0.0)
-        self.publish({f"{stage}/loss": total.loss, f"{stage}/acc": total.acc})
+            self.best_val_acc = max(total.accuracy, self.best_val_acc or 0.0)
+        self.publish({f"{stage}/loss": total.mean_loss, f"{stage}/acc": total.accuracy})
 
     def _reduce(self, values: list[float], operation: str) -> list[float]:
         """The values of all devices, summed up or the like; unchanged where there is one."""
@@ -364,17 +301,22 @@ class Classifier(pl.LightningModule):
         reduced: list[float] = self.trainer.strategy.reduce(tensor, reduce_op=operation).tolist()
         return reduced
 
-    def _gather(self, values: list[float]) -> list[list[float]]:
-        """The values of each device."""
-        devices, own = self.trainer.world_size, len(values)
-        # Each fills its row of a table of zeros.
-        table = [0.0] * (own * self.global_rank) + values + [0.0] * (own * (devices - 1 - self.global_rank))
-        table = self._reduce(table, "sum")
-        return [table[start : start + own] for start in range(0, len(table), own)]
+    # Checkpoints
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = {
+            "metrics": dict(self.metrics),
+            "best_val_acc": self.best_val_acc,
+            "images_trained": self.images_trained,
+            "network": repr(self.net),
+        }
 
-def steps_per_epoch(trainer: pl.Trainer) -> int:
-    """How often the optimizer is stepped in an epoch, unless max_steps ends it."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, ImageDataModule)
-    return data.steps_in(int(trainer.num_training_batches))
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(STATE, {})
+        if "network" in state and state["network"] != repr(self.net):
+            raise UserError(
+                "the checkpoint is of another network than this one; give it the network that was trained:"
+                " Classifier.load_from_checkpoint(PATH, net=NETWORK)"
+            )
+        self.metrics = dict(state.get("metrics", {}))
+        self.best_val_acc, self.images_trained = state.get("best_val_acc"), state.get("images_trained", 0)

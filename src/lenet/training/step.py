@@ -1,0 +1,214 @@
+"""What an optimizer step computes: forward, loss, backward, and the running sums of an epoch.
+
+`PlainStep` is the definition: PyTorch's layers and the module's own loss, as the user reads and edits them. `FusedStep`
+computes the same with the compiled kernels of `lenet.fast`. It is used only after it was compared with the plain one
+on the first batch: the loss, the right answers and every gradient. So an edit of network or loss costs speed at most,
+never correctness.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lenet import fast
+
+if TYPE_CHECKING:
+    from lenet.training.module import Classifier
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""How far a gradient of the fast step may be from the plain one, as a share of its norm. Rounding makes about 1e-5."""
+
+
+@dataclass
+class Sums:
+    """Running sums over images. They stay on the device until `read`: each reading waits for the device.
+
+    Attributes:
+        loss: sum of the images' losses, as of the last `read`.
+        correct: how many images were classified rightly.
+        images: how many there were.
+    """
+
+    loss: float = 0.0
+    correct: int = 0
+    images: int = 0
+    _unread: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
+        self._unread.append((loss.detach(), logits.detach(), labels))
+
+    def read(self) -> list[float]:
+        """Wait for the device and add up; returns the mean loss of each batch since the last call."""
+        if not self._unread:
+            return []
+        losses, logits, labels = (list(values) for values in zip(*self._unread, strict=True))
+        self._unread.clear()
+        means: list[float] = torch.stack(losses).tolist()
+        for mean, part in zip(means, labels, strict=True):
+            self.loss += mean * len(part)
+        right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
+        self.correct += int(right.sum())
+        self.images += len(right)
+        return means
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the images read so far."""
+        return self.loss / self.images if self.images else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images read so far that were classified rightly."""
+        return self.correct / self.images if self.images else math.nan
+
+
+class PlainStep:
+    """Forward, loss and backward with PyTorch's layers.
+
+    Args:
+        module: whose network and loss are used, as they are at each call.
+
+    Attributes:
+        devices: how many train together.
+    """
+
+    def __init__(self, module: Classifier) -> None:
+        self.module = module
+        self.devices = 1
+
+    def still_fits(self) -> bool:
+        """Whether the step still computes what the module, as it is now, says."""
+        return True
+
+    def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the mean loss over a batch in the parameters, instead of what was there.
+
+        Args:
+            images: (N, C, H, W), this device's part of the batch; bytes 0–255 or floats in [0, 1].
+            labels: (N,) int64.
+            total: images in the batch, over all devices.
+
+        Returns:
+            The mean loss of this device's images () and their logits (N, classes), without a graph.
+        """
+        self.module.zero_grad(set_to_none=True)
+        return self._backward(self.module(images), labels, total)
+
+    def _backward(self, logits: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        loss = self.module.loss(logits, labels)
+        # Lightning averages the gradients of the devices, whose parts of a batch may differ in size.
+        weight = len(labels) * self.devices / total
+        share = loss if weight == 1 else loss * weight
+        if self.devices > 1:
+            self.module.manual_backward(share)
+        else:
+            share.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), logits.detach()
+
+
+class FusedStep(PlainStep):
+    """The same with compiled kernels: for the whole step if they have it, else for the convolutions."""
+
+    def __init__(self, module: Classifier, network: fast.CompiledNetwork) -> None:
+        super().__init__(module)
+        self.network = network
+        self._loss = _identity(module.loss)
+
+    def still_fits(self) -> bool:
+        return self.network.still_fits() and self._loss == _identity(self.module.loss)
+
+    def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        if not self.network.fits(images):
+            return super().gradients(images, labels, total)
+        if self.network.is_whole and self.devices == 1 and not torch.is_anomaly_enabled():
+            loss_sum, logits = self.network.gradients(images, labels, 1 / total)
+            return loss_sum / len(labels), logits
+        self.module.zero_grad(set_to_none=True)
+        return self._backward(self.network(images), labels, total)
+
+
+def _identity(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """What changes when a loss is replaced, or gets another setting."""
+    settings = getattr(loss, "__dict__", {})
+    return loss, {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+
+
+def make_step(module: Classifier) -> PlainStep:
+    """The fastest step for the module's network, not yet proved; the weights get the memory layout that suits it."""
+    step = PlainStep(module)
+    if module.fuse and module.trainer.strategy.root_device.type == "cpu":
+        try:
+            step = FusedStep(module, fast.compiled(module.net))
+        except fast.UnavailableError as reason:
+            log.warning("fuse=true: %s; PyTorch's layers are used, which is slower", reason)
+        except fast.UnsuitableError:
+            pass  # other networks are computed by PyTorch: nothing to tell
+    # PyTorch's own convolutions train considerably faster with channels last, in images and weights alike.
+    is_whole = isinstance(step, FusedStep) and step.network.is_whole
+    module.net.to(memory_format=torch.contiguous_format if is_whole else torch.channels_last)
+    return step
+
+
+def proved(step: PlainStep, images: Tensor, labels: Tensor) -> PlainStep:
+    """The step, if it computes what the plain one does on a batch; else the plain one, and a line says what differs.
+
+    Args:
+        step: as `make_step` made it.
+        images: (N, C, H, W), of the first batch.
+        labels: (N,) int64.
+    """
+    plain = PlainStep(step.module)
+    if isinstance(step, FusedStep) and (difference := compare(plain, step, images, labels)):
+        log.warning("fuse=true: the compiled kernels give another %s; PyTorch's layers are used", difference)
+        step = plain
+    step.devices = step.module.trainer.world_size
+    return step
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Put buffers (the statistics of a batch normalisation) and random numbers back at the end, and drop gradients."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same dropout for each step that is compared
+        yield
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+    module.zero_grad(set_to_none=True)
+
+
+def compare(plain: PlainStep, other: PlainStep, images: Tensor, labels: Tensor) -> str | None:
+    """What differs between two steps on a batch, by more than rounding; None if nothing does."""
+    found = []
+    for step in (plain, other):
+        with unchanged(plain.module):
+            loss, logits = step.gradients(images, labels, len(labels))
+            parameters = plain.module.named_parameters()
+            gradients = {name: p.grad.clone() if p.grad is not None else None for name, p in parameters}
+        found.append((loss, logits.argmax(dim=1) == labels, gradients))
+    (loss, right, gradients), (its_loss, its_right, its_gradients) = found
+    if not torch.isclose(loss, its_loss, rtol=TOLERANCE):
+        return f"loss: {its_loss:.6g} instead of {loss:.6g}"
+    if (right != its_right).float().mean() > 0.01:  # rounding may decide between two equal logits
+        return f"number of right answers: {int(its_right.sum())} instead of {int(right.sum())}"
+    largest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
+    for name, gradient in gradients.items():
+        its = its_gradients[name]
+        if (gradient is None) != (its is None):
+            return f"gradient of {name}: only one step has one"
+        if gradient is not None and its is not None:
+            distance = float((gradient - its).norm())
+            if not distance <= TOLERANCE * (float(gradient.norm()) + 1e-3 * largest):
+                return f"gradient of {name}"
+    return None
