@@ -13,24 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from lenet import layers
-from lenet.data.synthetic import draw
-from lenet.layers.functional import ALGORITHMS
-from lenet.models.lenet import LeNet
+from lenet.models import LeNet
 from tests.layers.cases import assert_close, each_algorithm
 
-CONVOLUTIONS: list[tuple[type[nn.Module], type[nn.Module]]] = [
-    (layers.Conv2d, nn.Conv2d),
-    (layers.ConvTranspose2d, nn.ConvTranspose2d),
-]
+CONVOLUTIONS = [(layers.Conv2d, nn.Conv2d), (layers.ConvTranspose2d, nn.ConvTranspose2d)]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CONVOLUTIONS)
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_same_seed_gives_the_same_parameters(ours: Any, theirs: Any, bias: bool) -> None:
+def test_the_same_seed_gives_the_same_parameters(ours: Any, theirs: Any) -> None:
     states = []
     for layer in (ours, theirs):
         torch.manual_seed(3)
-        states.append(layer(4, 6, (3, 2), stride=2, groups=2, bias=bias).state_dict())
+        states.append(layer(4, 6, (3, 2), stride=2, groups=2).state_dict())
     assert list(states[0]) == list(states[1])
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name])
@@ -56,38 +50,25 @@ def test_padding_modes(algorithm: str, padding_mode: Any, padding: Any) -> None:
         assert_close(ours(images), theirs(images), 1e-5)
 
 
-@pytest.mark.parametrize("output_size", [[13, 10], (14, 9), [2, 3, 14, 10]], ids=str)
-def test_a_transposed_convolution_to_a_given_size(output_size: Any) -> None:
-    theirs = nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
-    ours = layers.ConvTranspose2d(2, 3, 3, stride=2, padding=1)
+def test_a_transposed_convolution_to_a_given_size() -> None:
+    ours, theirs = (package.ConvTranspose2d(2, 3, 3, stride=2, padding=1) for package in (layers, nn))
     ours.load_state_dict(theirs.state_dict())
     images = torch.rand(2, 2, 7, 5)
-    assert_close(ours(images, output_size), theirs(images, output_size), 1e-5)
+    for output_size in ([13, 10], [14, 9], [2, 3, 14, 10]):
+        assert_close(ours(images, output_size), theirs(images, output_size), 1e-5)
 
 
-@pytest.mark.parametrize("output_size", [[12, 9], [13, 11], [13]], ids=str)
-def test_a_size_that_no_output_padding_gives_is_refused(output_size: list[int]) -> None:
-    images = torch.rand(2, 2, 7, 5)
-    for layer in (
-        layers.ConvTranspose2d(2, 3, 3, stride=2, padding=1),
-        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1),
-    ):
-        with pytest.raises(ValueError, match="size"):
-            layer(images, output_size)
+def test_a_size_that_no_output_padding_gives_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="output_padding"):
+        layers.ConvTranspose2d(2, 3, 3, stride=2, padding=1)(torch.rand(2, 2, 7, 5), [12, 9])
 
 
-@pytest.mark.parametrize("pool", ["MaxPool2d", "AvgPool2d"])
-@each_algorithm
-def test_pooling_layers(pool: str, algorithm: str) -> None:
-    arguments = {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}
+def test_pooling_layers() -> None:
+    arguments: dict[str, Any] = {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}
     values = torch.rand(2, 3, 8, 8)
-    ours, theirs = getattr(layers, pool)(**arguments, algorithm=algorithm), getattr(nn, pool)(**arguments)
-    assert_close(ours(values), theirs(values), 1e-6)
-
-
-def test_max_pooling_returns_indices_if_asked() -> None:
-    values = torch.rand(2, 3, 8, 8)
-    ours, theirs = layers.MaxPool2d(2, return_indices=True)(values), nn.MaxPool2d(2, return_indices=True)(values)
+    assert_close(layers.AvgPool2d(**arguments)(values), nn.AvgPool2d(**arguments)(values), 1e-6)
+    ours, theirs = (package.MaxPool2d(**arguments, return_indices=True)(values) for package in (layers, nn))
+    assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
 
 
@@ -103,33 +84,18 @@ def test_an_activation_in_place_may_follow(name: str) -> None:
     assert_close(gradients[0], gradients[1], 1e-5)
 
 
-@each_algorithm
-def test_layers_can_be_copied_and_pickled(algorithm: str) -> None:
-    layer, images = layers.Conv2d(1, 2, 3, algorithm=algorithm), torch.rand(1, 1, 5, 5)
+def test_layers_can_be_copied_and_pickled() -> None:
+    layer, images = layers.Conv2d(1, 2, 3, algorithm="fft"), torch.rand(1, 1, 5, 5)
+    assert "algorithm=fft" in repr(layer)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301  our own bytes
         assert repr(copied) == repr(layer)
         assert torch.equal(copied(images), layer(images))
 
 
-def test_a_bias_alone_can_be_trained() -> None:
-    layer = layers.Conv2d(1, 2, 3)
-    layer.weight.requires_grad_(False)
-    layer(torch.rand(1, 1, 5, 5)).sum().backward()
-    assert layer.bias is not None
-    assert torch.equal(layer.bias.grad, torch.full((2,), 9.0))  # type: ignore[arg-type]
-
-
-def test_a_layer_says_which_algorithm_it_uses() -> None:
-    assert (
-        repr(layers.Conv2d(1, 6, 5, algorithm="fft"))
-        == "Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1), algorithm=fft)"
-    )
-
-
 def lenets(algorithm: str) -> tuple[LeNet, LeNet]:
     """LeNet with our layers and with torch's, with the same weights."""
     torch.manual_seed(0)
-    ours = LeNet(partial(layers.Conv2d, algorithm=algorithm), partial(layers.AvgPool2d, algorithm=algorithm))
+    ours = LeNet(conv=partial(layers.Conv2d, algorithm=algorithm), pool=layers.AvgPool2d)
     theirs = LeNet()
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
@@ -145,26 +111,15 @@ def test_lenet_gives_the_same_logits(algorithm: str, memory_format: torch.memory
 
 @each_algorithm
 def test_lenet_has_the_same_loss_curve_over_20_steps(algorithm: str) -> None:
-    images, labels = draw(20 * 32, seed=0)
-    curves = []
-    for net in lenets(algorithm):
+    images, labels = torch.rand(20, 32, 1, 28, 28), torch.randint(10, (20, 32))
+    curves = torch.zeros(2, 20)
+    for net, curve in zip(lenets(algorithm), curves, strict=True):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.9)
-        curve = []
         for step in range(20):
-            batch = slice(32 * step, 32 * step + 32)
-            loss = F.cross_entropy(net(images[batch, None].float() / 255), labels[batch].long())
+            loss = F.cross_entropy(net(images[step]), labels[step])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            curve.append(loss.item())
-        curves.append(torch.tensor(curve))
+            curve[step] = loss.detach()
     assert curves[1].std() > 0.01  # something happens
     assert (curves[0] - curves[1]).abs().max() < 1e-3
-
-
-def test_the_configurations_algorithms_are_those_that_exist() -> None:
-    from typing import get_args
-
-    from lenet.config import Algorithm
-
-    assert get_args(Algorithm) == tuple(ALGORITHMS)

@@ -14,25 +14,20 @@ from lenet.layers.geometry import Pair, transposed_size, window_count
 
 
 def kernel_matrix(weight: Tensor, size: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
-    """The matrix of a convolution, for images of one size.
+    """The matrix of a convolution with kernels (O, C, k_h, k_w), for images of one size (H, W), padding included.
 
-    Args:
-        weight: the kernels, (O, C, k_h, k_w).
-        size: (H, W) of the images, padding included.
-
-    Returns:
-        A sparse matrix (O·H'·W', C·H·W), differentiable with respect to `weight`; `to_dense()` shows it.
+    It is sparse, (O·H'·W', C·H·W), and differentiable with respect to `weight`; `to_dense()` shows it.
     """
     out_channels, in_channels, *kernel_size = weight.shape
     height, width = window_count(size, (kernel_size[0], kernel_size[1]), stride, dilation)
-    y, x, c, i, j = torch.meshgrid(
-        *(torch.arange(n, device=weight.device) for n in (height, width, in_channels, *kernel_size)), indexing="ij"
-    )
+    ranges = [torch.arange(n, device=weight.device) for n in (height, width, in_channels, *kernel_size)]
+    y, x, c, i, j = torch.meshgrid(*ranges, indexing="ij")
     column = (c * size[0] + y * stride[0] + i * dilation[0]) * size[1] + x * stride[1] + j * dilation[1]
     row = torch.arange(out_channels * height * width, device=weight.device)
-    indices = torch.stack([row.repeat_interleave(weight[:1].numel()), column.flatten().repeat(out_channels)])
+    columns = column.flatten().expand(out_channels, -1).flatten()
+    indices = torch.stack([row.repeat_interleave(weight[:1].numel()), columns])
     values = weight[:, None, None].expand(-1, height, width, -1, -1, -1).flatten()
-    shape = (len(row), in_channels * size[0] * size[1])
+    shape = (row.shape[0], in_channels * size[0] * size[1])
     # Some versions warn where this is not said for all of them.
     with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
         # Row by row and, within a row, from left to right: coalesced by construction.
@@ -45,15 +40,14 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     count = window_count(size, (weight.shape[2], weight.shape[3]), stride, dilation)
     images = input.flatten(1).T  # one column each
     outputs = _product(kernel_matrix(weight, size, stride, dilation), images)
-    return outputs.view(len(weight), *count, len(input)).permute(3, 0, 1, 2)
+    return outputs.view(weight.shape[0], *count, input.shape[0]).permute(3, 0, 1, 2)
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): a product with the transposed matrix."""
     size = transposed_size(input, weight, stride, dilation)
-    matrix = kernel_matrix(weight, size, stride, dilation).t()
-    outputs = _product(matrix, input.flatten(1).T)
-    return outputs.view(weight.shape[1], *size, len(input)).permute(3, 0, 1, 2)
+    outputs = _product(kernel_matrix(weight, size, stride, dilation).t(), input.flatten(1).T)
+    return outputs.view(weight.shape[1], *size, input.shape[0]).permute(3, 0, 1, 2)
 
 
 def _product(matrix: Tensor, images: Tensor) -> Tensor:

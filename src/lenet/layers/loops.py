@@ -10,7 +10,7 @@ them into one tensor, one by one, would add as many steps to autograd's graph, a
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, every_position, padded, span, spread, window_count
+from lenet.layers.geometry import Pair, padded, positions, span, spread, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -19,11 +19,11 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     height, width = window_count(input.shape, kernel_size, stride, dilation)
     covered = span(kernel_size, dilation)
     outputs = []
-    for y, x in every_position((height, width)):
+    for y, x in positions((height, width)):
         top, left = y * stride[0], x * stride[1]
         window = input[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]]
         outputs.append((window[:, None] * weight).sum(dim=(2, 3, 4)))  # (N, 1, C, k_h, k_w) · (O, C, k_h, k_w)
-    return torch.stack(outputs).view(height, width, len(input), len(weight)).permute(2, 3, 0, 1)
+    return torch.stack(outputs).view(height, width, input.shape[0], weight.shape[0]).permute(2, 3, 0, 1)
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:

@@ -1,69 +1,42 @@
 """The two-dimensional beginnings: one image (H, W), one kernel (k_h, k_w), no channels, no batch, no options.
 
-Each function is its formula, and differentiable.
+Each function is its formula, and differentiable. Windows are one pixel apart. An image that is not two-dimensional
+raises a ValueError; a window larger than the image raises a RuntimeError.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, Size, check_tensor, pair
+from lenet.layers.geometry import Pair, Size, pair, positions, window_count
 
 
 def cross_correlation(image: Tensor, kernel: Tensor) -> Tensor:
     """What deep learning calls a convolution: output[y, x] = Σ_i Σ_j image[y + i, x + j] · kernel[i, j].
 
     Shapes: (H, W) and (k_h, k_w) to (H - k_h + 1, W - k_w + 1).
-
-    Raises:
-        TypeError: an argument is no tensor.
-        RuntimeError: an argument is not two-dimensional, or the kernel is larger than the image.
     """
-    height, width = _check_plane("kernel", kernel).shape
-    sums = [(window * kernel).sum() for window in _windows(image, (height, width))]
-    return torch.stack(sums).view(image.shape[0] - height + 1, -1)
+    height, width = kernel.shape
+    return _each_window(image, (height, width), lambda window: (window * kernel).sum())
 
 
 def convolution(image: Tensor, kernel: Tensor) -> Tensor:
-    """What mathematics calls a convolution: the cross-correlation with the kernel flipped in both directions.
-
-    Shapes and errors: those of `cross_correlation`.
-    """
-    return cross_correlation(image, _check_plane("kernel", kernel).flip(0, 1))
+    """What mathematics calls a convolution: the cross-correlation with the kernel flipped in both directions."""
+    return cross_correlation(image, kernel.flip(0, 1))
 
 
 def pool2d(image: Tensor, size: Size, mode: Literal["max", "avg"] = "max") -> Tensor:
-    """The largest value of each window, or its average; windows are one pixel apart.
-
-    Shapes: (H, W) and a window of `size` to (H - height + 1, W - width + 1).
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an unknown mode.
-        RuntimeError: the image is not two-dimensional, or the window is larger than the image.
-    """
-    height, width = pair("size", size, least=1)
+    """The largest value of each window of `size`, or its average: (H, W) to (H - height + 1, W - width + 1)."""
     if mode not in ("max", "avg"):
         raise ValueError(f"mode={mode!r}: should be 'max' or 'avg'")
-    windows = _windows(image, (height, width))
-    values = [window.max() if mode == "max" else window.mean() for window in windows]
-    return torch.stack(values).view(image.shape[0] - height + 1, -1)
+    return _each_window(image, pair("size", size, least=1), torch.max if mode == "max" else torch.mean)
 
 
-def _windows(image: Tensor, size: Pair) -> list[Tensor]:
-    """Every window of the image, row by row."""
-    height, width = _check_plane("image", image).shape
-    if size[0] > height or size[1] > width:
-        raise RuntimeError(f"image: should be at least {size[0]}×{size[1]}, as the window is, got {height}×{width}")
-    return [
-        image[y : y + size[0], x : x + size[1]] for y in range(height - size[0] + 1) for x in range(width - size[1] + 1)
-    ]
-
-
-def _check_plane(name: str, value: Tensor) -> Tensor:
-    if check_tensor(name, value).dim() != 2 or 0 in value.shape:
-        raise RuntimeError(f"{name}: should be two-dimensional and not empty, got shape {list(value.shape)}")
-    return value
+def _each_window(image: Tensor, size: Pair, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The function's value for each window of the image."""
+    height, width = image.shape
+    count = window_count((height, width), size, (1, 1), (1, 1))
+    values = [function(image[y : y + size[0], x : x + size[1]]) for y, x in positions(count)]
+    return torch.stack(values).view(count)

@@ -1,20 +1,26 @@
 """Pooling: one value for each window, channel by channel: the largest, or the average.
 
-Both are computed by taps (see taps.py): the values at one position of all windows at once, position by position. There
-are no weights, so there is no matrix to unroll and no product to transform: this one way goes with every algorithm.
+Both work by taps (see taps.py): on the values at one position of all windows at once, position by position. There are
+no weights, so there is no matrix to unroll and no product to transform: this one way goes with every algorithm.
+
+Averaging is a linear function. So is picking, from each window, the value at the place where another image has its
+largest: that is the derivative of max pooling. `Windows` has both, each with its transpose, which is its gradient.
+
+Shapes: (N, C, H, W) to (N, C, H', W'), or both without N, where H' is
+(H + 2·padding - dilation·(kernel_size - 1) - 1) / stride + 1, rounded down, or up with `ceil_mode`. Arguments have the
+meaning of torch.nn.functional's; numbers and shapes that do not fit together raise a RuntimeError.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lenet.layers.geometry import Size, check_tensor, padded
-from lenet.layers.pooling_windows import Windows, windows_over
+from lenet.layers.geometry import Pair, Size, as_batch, batched_as, padded, pair, positions, span, tap, window_count
 
 
 def max_pool2d(
@@ -26,31 +32,18 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """The largest value of each window; every argument means what it means in torch.nn.functional.max_pool2d.
+    """The largest value of each window; with `return_indices` also where it was found, as row · W + column.
 
     The gradient goes to the first of equal values, NaN counts as the largest, padding never wins: all as in PyTorch.
-    A dilated window that sees padding alone gives -∞ and an index that is none.
-
-    Shapes: input (N, C, H, W) or (C, H, W); output (N, C, H', W') or (C, H', W'), where
-    H' = (H + 2·padding - dilation·(kernel_size - 1) - 1) / stride + 1, rounded down, or up with `ceil_mode`.
-
-    Args:
-        stride: `kernel_size` by default.
-
-    Returns:
-        The output; with `return_indices` also where each value was found, as row · W + column.
-
-    Raises:
-        TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
-        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
+    A dilated window that sees padding alone gives -∞ and a meaningless index.
     """
-    images = _images("max_pool2d", input)
-    windows = windows_over(images, kernel_size, stride, padding, dilation, ceil_mode)
+    images = as_batch(input)
+    windows = _windows_over(images, kernel_size, stride, padding, dilation, ceil_mode)
     lowest = -torch.inf if images.is_floating_point() else torch.iinfo(images.dtype).min
-    images = padded(images, windows.padding, lowest)
+    images = padded(images, windows.edges, lowest)
     largest = _Maximum.apply(images, windows)
-    output = _as_batched_as(input, largest)
-    return (output, _as_batched_as(input, windows.indices(images, largest))) if return_indices else output
+    output = batched_as(input, largest)
+    return (output, batched_as(input, windows.indices(images, largest))) if return_indices else output
 
 
 def avg_pool2d(
@@ -62,63 +55,152 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The average of each window; every argument means what it means in torch.nn.functional.avg_pool2d.
+    """The average of each window.
 
     The sum is divided by `divisor_override`, or else by the number of values in the window, zeros of the padding
     included unless `count_include_pad` is false.
-
-    Shapes: those of `max_pool2d`, without dilation.
-
-    Raises:
-        TypeError, RuntimeError: an argument that torch's function refuses too, named with its value.
-        NotImplementedError: complex numbers, or another type of number that the function cannot be of.
-        IndexError: the input has fewer than three dimensions (torch's choice).
     """
-    images = _images("avg_pool2d", input)
-    if divisor_override is not None and not isinstance(divisor_override, int):
-        raise TypeError(f"divisor_override={divisor_override!r}: should be an integer")
+    images = as_batch(input)
+    windows = _windows_over(images, kernel_size, stride, padding, 1, ceil_mode)
+    if not images.is_floating_point() and images.dtype != torch.int64:
+        raise RuntimeError(f"input: cannot average {images.dtype}; use a floating-point dtype")
     if divisor_override == 0:
-        raise RuntimeError("divisor_override=0: should be another number than 0")
-    windows = windows_over(images, kernel_size, stride, padding, 1, ceil_mode)
+        raise RuntimeError("divisor_override=0: should not be 0")
     # Half precision is summed up in single precision, as PyTorch does.
     values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
-    divisor = divisor_override or windows.divisor(images, count_include_pad)
-    average = partial(windows.average, divisor=divisor), partial(windows.average_transposed, divisor=divisor)
-    output = _LinearMap.apply(padded(values, windows.padding), *average)
-    return _as_batched_as(input, output.to(images.dtype))
+    divisor = divisor_override or windows.values_in_each(values, count_include_pad)
+    values = padded(values, windows.edges)
+    layout = torch.empty_like(values, device="meta")  # sizes and strides without memory
+    transpose = partial(windows.average_transposed, divisor=divisor, layout=layout)
+    output = _LinearMap.apply(values, partial(windows.average, divisor=divisor), transpose)
+    return batched_as(input, output.to(images.dtype))
 
 
-def _images(function: str, input: Tensor) -> Tensor:
-    """The input as a batch; refused is what PyTorch refuses."""
-    check_tensor(f"{function}: input", input)
-    average = function == "avg_pool2d"
-    if input.dim() not in (3, 4):
-        error = IndexError if average and input.dim() < 3 else RuntimeError
-        raise error(f"{function}: input should be (N, C, H, W) or (C, H, W), got shape {list(input.shape)}")
-    images = input if input.dim() == 4 else input[None]
-    if 0 in images.shape[1:]:
-        raise RuntimeError(f"{function}: input should have channels and pixels, got shape {list(input.shape)}")
-    if average and not input.is_floating_point() and input.dtype != torch.int64:
-        raise NotImplementedError(f"avg_pool2d: input is of dtype {input.dtype}; use a floating-point one")
-    return images
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows lie on a padded image (N, C, H, W), and what is computed from the values in them."""
+
+    size: Pair  # of the image without padding
+    kernel_size: Pair
+    stride: Pair
+    dilation: Pair
+    count: Pair
+    overlap: bool
+    edges: tuple[int, int, int, int]  # padding: left, top as asked for; right, bottom as the last window needs
+
+    def taps(self, images: Tensor) -> Iterator[Tensor]:
+        """For each position in a window: the values that all windows have there, (N, C, H', W'), as a view."""
+        for i, j in positions(self.kernel_size):
+            yield tap(images, (i * self.dilation[0], j * self.dilation[1]), self.count, self.stride)
+
+    def reduced(self, images: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The values of each window combined: whole rows first, then the columns of the result."""
+        (height, width), (down, right), (step_down, step_right) = self.kernel_size, self.dilation, self.stride
+        count = (self.count[0], images.shape[-1])
+        rows = reduce(operation, (tap(images, (i * down, 0), count, (step_down, 1)) for i in range(height)))
+        result = reduce(operation, (tap(rows, (0, j * right), self.count, (1, step_right)) for j in range(width)))
+        return result.clone() if self.kernel_size == (1, 1) else result  # never the images themselves
+
+    def average(self, images: Tensor, divisor: int | Tensor) -> Tensor:
+        """The sum of each window's values, divided."""
+        total = self.reduced(images, torch.add)
+        return total.div_(divisor, rounding_mode=None if total.is_floating_point() else "trunc")
+
+    def average_transposed(self, outputs: Tensor, divisor: int | Tensor, layout: Tensor) -> Tensor:
+        """Each window's number, divided, to all of its values; in memory as `layout` is."""
+        image = outputs.new_empty_strided(layout.shape, layout.stride()).zero_()
+        places = list(self.taps(image))
+        share = torch.div(outputs, divisor, out=torch.empty_like(places[0]))
+        for place in places:
+            place.add_(share) if self.overlap else place.copy_(share)
+        return image
+
+    def values_in_each(self, images: Tensor, include_padding: bool) -> int | Tensor:
+        """How many values each window has: one number, or (H', W') if windows may differ."""
+        if not any(self.edges):
+            return self.kernel_size[0] * self.kernel_size[1]
+        left, right, top, bottom = self.edges
+        ones = images.new_ones(self.size)
+        if include_padding:  # but not what a last window needs beyond the padding that was asked for
+            ones = F.pad(ones, (left, left, top, top), value=1)
+            left, right, top, bottom = 0, right - left, 0, bottom - top
+        return self.reduced(F.pad(ones, (left, right, top, bottom)), torch.add)
+
+    def winners(self, images: Tensor, largest: Tensor) -> Iterator[Tensor]:
+        """For each tap 1 where it holds the window's largest value, else 0: the first of equal ones, the last NaN.
+
+        As floating-point numbers: booleans are several times slower to make and to multiply with.
+        """
+        matches = (torch.eq(values, largest, out=torch.empty_like(largest)) for values in self.taps(images))
+        if any(self.edges):  # padding loses even to an equal value of the image
+            inside = F.pad(images.new_ones(self.size), self.edges)
+            matches = (match * seen for match, seen in zip(matches, self.taps(inside), strict=True))
+        first = _first_of(matches)
+        if not largest.sum().isnan():
+            return first
+        last = list(_first_of(values.isnan().to(largest) for values in reversed(list(self.taps(images)))))
+        return (match + nan for match, nan in zip(first, reversed(last), strict=True))
+
+    def select(self, values: Tensor, images: Tensor, largest: Tensor) -> Tensor:
+        """From each window the value at the place where the image has its largest."""
+        winners = self.winners(images, largest)
+        return reduce(torch.add, (tapped * won for tapped, won in zip(self.taps(values), winners, strict=True)))
+
+    def select_transposed(self, selected: Tensor, images: Tensor, largest: Tensor) -> Tensor:
+        """Each window's number to the place where the image has its largest value, zeros elsewhere."""
+        if selected.stride() != largest.stride():
+            selected = torch.empty_like(largest).copy_(selected)
+        image = torch.zeros_like(images)
+        for place, won in zip(self.taps(image), self.winners(images, largest), strict=True):
+            place.addcmul_(selected, won) if self.overlap else torch.mul(selected, won, out=place)
+        return image
+
+    def indices(self, images: Tensor, largest: Tensor) -> Tensor:
+        """Where in the image without padding the largest values are: row · W + column."""
+        pixels = torch.arange(self.size[0] * self.size[1], dtype=torch.float64, device=images.device)
+        return self.select(F.pad(pixels.view(self.size), self.edges), images, largest).long()
 
 
-def _as_batched_as(input: Tensor, output: Tensor) -> Tensor:
-    """The output of a batch, or of its one image if the input was none."""
-    return output if input.dim() == 4 else output[0]
+def _first_of(matches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Of the ones in each window only the first."""
+    free: Tensor | int = 1
+    for match in matches:
+        alone = match * free
+        free = free - alone
+        yield alone
+
+
+def _windows_over(
+    images: Tensor, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size, ceil_mode: bool
+) -> Windows:
+    """The windows of a pooling over (N, C, H, W), from the arguments of torch's functions."""
+    kernel, spacing = pair("kernel_size", kernel_size, least=1), pair("dilation", dilation, least=1)
+    steps = kernel if stride is None else pair("stride", stride, least=1)
+    before = pair("padding", padding, least=0)
+    if any(before[i] > kernel[i] // 2 for i in (0, 1)):
+        raise RuntimeError(f"padding={padding}: should be at most half the kernel size, {kernel}")
+    size, covered = (images.shape[2], images.shape[3]), span(kernel, spacing)
+    height, width = window_count((size[0] + 2 * before[0], size[1] + 2 * before[1]), kernel, steps, spacing, ceil_mode)
+    if ceil_mode:  # without the last windows if they would see padding alone
+        height -= (height - 1) * steps[0] >= size[0] + before[0]
+        width -= (width - 1) * steps[1] >= size[1] + before[1]
+    bottom = max(0, (height - 1) * steps[0] + covered[0] - before[0] - size[0])
+    right = max(0, (width - 1) * steps[1] + covered[1] - before[1] - size[1])
+    overlap = covered[0] > steps[0] or covered[1] > steps[1]
+    return Windows(size, kernel, steps, spacing, (height, width), overlap, (before[1], right, before[0], bottom))
 
 
 class _LinearMap(torch.autograd.Function):
     """A linear function and its transpose: the derivative of each is the other."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, function: Callable, transpose: Callable) -> Tensor:  # type: ignore[type-arg]
-        ctx.functions = (transpose, function)
-        return function(values)  # type: ignore[no-any-return]
+    def forward(ctx: Any, values: Tensor, function: Callable[..., Tensor], transpose: Callable[..., Tensor]) -> Tensor:
+        ctx.maps = (transpose, function)
+        return function(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _LinearMap.apply(gradient, *ctx.functions), None, None
+        return _LinearMap.apply(gradient, *ctx.maps), None, None
 
 
 class _Maximum(torch.autograd.Function):
@@ -126,15 +208,14 @@ class _Maximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        largest = windows.largest(images)
-        # A copy: an activation that works in place may follow and change what is returned here.
-        ctx.save_for_backward(images, largest.clone())
+        largest = windows.reduced(images, torch.maximum)
+        ctx.save_for_backward(images, largest.clone())  # an activation in place may follow and change the output
         ctx.windows = windows
         return largest
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, largest = (saved.detach() for saved in ctx.saved_tensors)
-        transposed = partial(ctx.windows.select_transposed, images=images, largest=largest)
-        select = partial(ctx.windows.select, images=images, largest=largest)
+        places = {"images": images, "largest": largest}
+        transposed, select = partial(ctx.windows.select_transposed, **places), partial(ctx.windows.select, **places)
         return _LinearMap.apply(gradient, transposed, select), None
