@@ -9,8 +9,6 @@ in. */
 
 #pragma once
 
-#include <string.h>
-
 #include "lanes.h"
 
 #define KERNEL 5
@@ -156,7 +154,7 @@ INLINE void input_gradient(const lanes *outer, const float *weight, lanes *inner
 }
 
 /* The gradients of one group: adds those of the weight and the bias, and leaves that of the outputs in `outer`, which may
-be `outputs`. That of the input is left in `inner`, except for the first block, whose input is images. */
+be `outputs`. That of the input is left in `inner`, unless that is NULL or the input images, as the first block's is. */
 INLINE void backward_group(const lanes *input, const float *weight, const lanes *outputs, const lanes *pooled,
                            const lanes *gradient, int activation, int pooling, lanes *outer, lanes *inner,
                            lanes *weight_sums, lanes *bias_sums, lanes *room, const int inputs, const int channels,
@@ -165,6 +163,6 @@ INLINE void backward_group(const lanes *input, const float *weight, const lanes 
   const lanes *padded = pad(input, room, inputs, size, padding);
   outer_gradient(outputs, pooled, gradient, activation, pooling, outer, bias_sums, channels, out / 2);
   weight_gradient(padded, outer, weight_sums, inputs, channels, width);
-  if (!padding) /* the second block */
+  if (!padding && inner) /* the second block */
     input_gradient(outer, weight, inner, inputs, channels, width);
 }

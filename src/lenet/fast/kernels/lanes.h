@@ -13,6 +13,7 @@ Arrays are dense, the last index running fastest; their shapes stand beside them
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #ifndef LANES
 #if defined(__AVX512F__)
@@ -79,8 +80,7 @@ INLINE lanes exponential_of_minus(lanes x) {
   return power * (lanes)((bits)shifted << 23);
 }
 
-/* In place; a few numbers at a time, so that they need not wait for each other. Sigmoid to four units in the last
-place. */
+/* In place, a few numbers at a time, which need not wait for each other. Sigmoid to four units in the last place. */
 INLINE void activate(int activation, lanes *values, const int count) {
   if (activation == SIGMOID)
     UNROLL for (int i = 0; i < count; i++) values[i] = 1.f / (1.f + exponential_of_minus(values[i]));

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <math.h>
-#include <string.h>
 
 #include "lanes.h"
 
@@ -92,14 +91,6 @@ static void linear_weight_gradient(const lanes *inputs, long input_count, const 
             *to = (first ? *to : 0) + total(sums[i][j]);
           }
       }
-  }
-}
-
-static void linear_bias_gradient(const lanes *outer, long output_count, long stride, long groups, float *bias) {
-  for (long row = 0; row < output_count; row++) {
-    lanes sum = {0};
-    for (long group = 0; group < groups; group++) sum += outer[group * stride + row];
-    bias[row] = total(sum);
   }
 }
 

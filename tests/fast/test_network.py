@@ -1,0 +1,247 @@
+"""Compiled networks against the same networks layer by layer."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from lenet.fast import CompiledNetwork, UnsuitableError
+from lenet.fast.kernels import lanes
+from lenet.models import LeNet, xavier_uniform_
+
+pytestmark = pytest.mark.compiled
+
+RELU_MAX = {"activation": nn.ReLU, "pool": nn.MaxPool2d}
+NORM = {"activation": nn.GELU, "pool": nn.MaxPool2d, "norm": nn.BatchNorm2d, "hidden_norm": nn.BatchNorm1d}
+
+
+def lenet(**arguments: Any) -> LeNet:
+    net = LeNet(**arguments)
+    xavier_uniform_(net)
+    return net
+
+
+def batch(count: int, classes: int = 10) -> tuple[Tensor, Tensor]:
+    return torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8), torch.randint(classes, (count,))
+
+
+def assert_same(net: nn.Module, count: int = 64, classes: int = 10) -> None:
+    """Logits, loss and gradients as exact as single precision allows: compared with a copy in double precision."""
+    exact, (images, labels) = copy.deepcopy(net).double(), batch(count, classes)
+    plan = CompiledNetwork(net)
+    assert plan.fits(images)
+    assert plan.still_fits()
+    seed = torch.get_rng_state()
+    expected = exact(images.double() / 255)
+    loss = F.cross_entropy(expected, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.set_rng_state(seed)
+    logits = plan(images)
+    F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(logits.double(), expected, rtol=2e-5, atol=2e-5)
+    assert_same_gradients(net, exact)
+    for ours, theirs in zip(net.buffers(), exact.buffers(), strict=True):  # running statistics
+        torch.testing.assert_close(ours, theirs, check_dtype=False)
+    if plan.is_whole:
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        summed, logits = plan.gradients(images, labels, 1 / count)
+        torch.testing.assert_close(summed.double(), loss.detach() * count, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits.double(), expected.detach(), rtol=2e-5, atol=2e-5)
+        assert_same_gradients(net, exact)
+
+
+def assert_same_gradients(net: nn.Module, exact: nn.Module) -> None:
+    for (name, parameter), other in zip(net.named_parameters(), exact.parameters(), strict=True):
+        if parameter.grad is None or other.grad is None:
+            assert not parameter.requires_grad, name
+            continue
+        # A bias just before a normalisation has no effect, so that its gradient is nothing but rounding.
+        assert (parameter.grad - other.grad).abs().max() < 5e-5 * other.grad.abs().max() + 1e-5, name
+
+
+@pytest.mark.parametrize("arguments", [{}, RELU_MAX, {"pool": nn.MaxPool2d}, {"activation": nn.ReLU}])
+@pytest.mark.usefixtures("two_threads")
+def test_a_lenet_is_compiled_as_a_whole(width: int, arguments: dict[str, Any]) -> None:
+    net = lenet(**arguments)
+    assert CompiledNetwork(net).is_whole
+    assert_same(net, 7)
+
+
+@pytest.mark.parametrize("library", [4], indirect=True)
+def test_more_groups_than_are_copied_side_by_side(width: int) -> None:
+    assert_same(lenet(), 32 * width + 3)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU])
+def test_with_batch_normalisation(width: int, activation: type[nn.Module]) -> None:
+    net = lenet(**NORM | {"activation": activation})
+    assert not CompiledNetwork(net).is_whole
+    assert_same(net)
+
+
+def test_a_normalisation_never_sees_what_fills_up_a_group() -> None:
+    net = lenet(**NORM)
+    plan, odd = CompiledNetwork(net), torch.rand(lanes() + 1, 1, 28, 28)
+    assert not plan.fits(odd)
+    assert plan.fits(odd[1:])
+    net.eval()
+    assert plan.fits(odd)
+    torch.testing.assert_close(plan(odd), net(odd))
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = None  # it then looks at the batch in evaluation, too
+    assert not plan.fits(odd)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * 2
+
+
+class Flipped(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(images)
+
+
+def used(how: Callable[[Any], object]) -> Callable[[], nn.Module]:
+    """A LeNet after some call."""
+
+    def make() -> nn.Module:
+        net = lenet()
+        how(net)
+        return net
+
+    return make
+
+
+def edited(path: str, value: Any) -> Callable[[], nn.Module]:
+    """A LeNet with another layer, or another attribute of a layer."""
+    layer, _, attribute = path.rpartition(".")
+    return used(lambda net: setattr(net.get_submodule(layer), attribute, value))
+
+
+def freeze(net: nn.Module) -> None:
+    for name in ("conv2.weight", "conv1.weight", "conv1.bias", "fc1.weight"):
+        net.get_parameter(name).requires_grad_(False)
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "another width": partial(lenet, channels=(10, 16)),
+    "another activation": partial(lenet, activation=nn.Tanh),
+    "another pooling": edited("pool1", nn.AdaptiveAvgPool2d(14)),
+    "another stride": edited("conv2.stride", (1, 2)),
+    "no second convolution": used(lambda net: delattr(net, "conv2")),
+    "no bias": edited("conv1.bias", None),
+    "another padding mode": edited("conv1.padding_mode", "circular"),
+    "another weight": edited("conv2.weight", nn.Parameter(torch.rand(16, 6, 3, 3))),
+    "double precision": used(lambda net: net.conv1.double()),
+    "a convolution of one's own": edited("conv1", Doubled(1, 6, 5, padding=2)),
+    "a forward of the network's own": Flipped,
+    "a forward of a layer's own": edited("act1.forward", torch.tanh),
+    "a network that is no Sequential": partial(nn.Linear, 784, 10),
+    "a hook": used(lambda net: net.fc2.register_forward_hook(lambda *_: None)),
+    "a hook of a gradient": used(lambda net: net.fc1.weight.register_hook(lambda gradient: 2 * gradient)),
+    "a parametrization": used(lambda net: parametrizations.weight_norm(net.conv2)),
+}
+
+COMPUTED: dict[str, Callable[[], nn.Module]] = {
+    "other hidden layers": partial(lenet, hidden=(100,)),
+    "a dropout in the head": partial(lenet, dropout=0.5),
+    "another activation in one block": edited("act2", nn.ReLU()),
+    "no activation in one block": used(lambda net: delattr(net, "act1")),
+    "other classes": partial(lenet, classes=12),
+    "frozen parameters": used(freeze),
+    "a layer in several places": used(lambda net: setattr(net, "act1", net.act4)),
+    "activations in place": partial(lenet, activation=partial(nn.ReLU, inplace=True)),
+    "layers after the convolutions": edited("flatten", nn.Sequential(nn.Softsign(), nn.Flatten())),
+    "channels last": used(lambda net: net.to(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_edit_that_the_kernels_do_not_know_is_refused(name: str) -> None:
+    net = REFUSED[name]()
+    with pytest.raises(UnsuitableError, match=r"kernels|needs a weight|plain nn\.Sequential"):
+        CompiledNetwork(net)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_an_edit_has_its_own_loss_and_gradients(name: str) -> None:
+    assert_same(COMPUTED[name]())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda net: setattr(net, "fc2", nn.Linear(120, 84)),
+        lambda net: setattr(net, "conv1", nn.Conv2d(1, 6, 5, padding=2)),
+        lambda net: setattr(net, "act4", nn.Tanh()),
+        lambda net: setattr(net.pool1, "stride", 1),
+        lambda net: net.append(nn.Dropout()),
+        lambda net: net.fc1.requires_grad_(False),
+        lambda net: net.conv1.to("meta"),
+        lambda net: net.act1.register_forward_pre_hook(lambda *_: None),
+        lambda net: net.fc1.bias.register_post_accumulate_grad_hook(lambda *_: None),
+    ],
+)
+def test_an_edit_of_a_compiled_network_is_noticed(edit: Callable[[Any], object]) -> None:
+    net = lenet()
+    plan = CompiledNetwork(net)
+    assert plan.still_fits()
+    edit(net)
+    assert not plan.still_fits()
+
+
+@pytest.mark.parametrize("weight", [torch.rand(120, 399), torch.rand(121, 400), torch.ones(120, 400) > 0])
+def test_a_weight_that_c_would_misread_is_refused_by_the_step(weight: Tensor) -> None:
+    net = lenet()
+    plan = CompiledNetwork(net)
+    net.get_submodule("fc1").weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ValueError, match=r"C cannot read|sizes"):
+        plan.gradients(*batch(5), 1.0)
+
+
+def test_the_step_needs_a_whole_lenet_and_a_label_for_each_image() -> None:
+    images, labels = batch(5)
+    for net, given in ((lenet(dropout=0.1), labels), (lenet(), labels[1:])):
+        with pytest.raises(ValueError, match="C needs"):
+            CompiledNetwork(net).gradients(images, given, 1.0)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**40])
+def test_a_label_out_of_range_is_an_error_and_leaves_gradients_alone(label: int) -> None:
+    net, (images, labels) = lenet(), batch(20)
+    labels[17] = label
+    with pytest.raises(IndexError, match="0 to 9"):
+        CompiledNetwork(net).gradients(images, labels, 1.0)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_parameter_changed_before_the_backward_is_noticed() -> None:
+    net = lenet()
+    loss = CompiledNetwork(net)(torch.rand(2, 1, 28, 28)).sum()
+    with torch.no_grad():
+        net.get_parameter("conv2.weight").mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_images_that_do_not_fit() -> None:
+    plan, images = CompiledNetwork(lenet()), torch.rand(2, 1, 28, 28)
+    assert plan.fits(images)
+    assert plan.fits(images.byte())
+    assert not plan.fits(images.double())
+    assert not plan.fits(torch.rand(2, 1, 32, 32))
+    assert not plan.fits(torch.rand(2, 1, 28, 28, requires_grad=True))
+    assert not plan.fits(torch.empty(2, 1, 28, 28, device="meta"))
+    with torch.autocast("cpu"):
+        assert not plan.fits(images)
+    with torch.autograd.set_detect_anomaly(True):
+        assert not plan.fits(images)
