@@ -5,8 +5,6 @@ be named, the user's own included. A checkpoint's sections go through the same c
 name networks and optimizers, but no other function.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import typing

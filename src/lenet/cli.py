@@ -1,7 +1,5 @@
 """Between the command line and a run: errors in one line, checks before a run has a folder, a folder of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging
@@ -36,17 +34,8 @@ log = logging.getLogger(__name__)
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
-SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 """Not this program's defects, but where it runs."""
-
-_SWEEP_FLAGS = ("-m", "--multirun")
-# fmt: off
-_FLAGS = {
-    "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
-    "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
-    "-cd", "--config-dir", "-i", "--info", "--experimental-rerun",
-}
-# fmt: on
 
 
 def start(main: Callable[[], Any]) -> None:
@@ -56,16 +45,18 @@ def start(main: Callable[[], Any]) -> None:
     root = logging.getLogger()
     before, level, environment = list(root.handlers), root.level, os.environ.get(_HYDRA_RAISES)
     os.environ[_HYDRA_RAISES] = "1"
+    logging.raiseExceptions = False  # a full disk is reported by those who need what they could not write
     try:
         with one_line_errors(), raising():
             if _is_started_by_lightning():
                 _end_with_parent()
-            _check_flags(sys.argv[1:])
-            # Hydra takes settings on one side of -m alone; a user may write it anywhere.
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in _SWEEP_FLAGS)
+            _check_words(sys.argv[1:])
+            # Hydra takes settings on one side of an option alone; a user may write one anywhere.
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not re.match("-m$|--multirun$|--.+=", word))
             with _scratch_folder_if_not_first():
                 main()
     finally:
+        logging.raiseExceptions = True
         root.handlers[:] = before
         root.setLevel(level)
         if environment is None:
@@ -110,6 +101,10 @@ def one_line_errors() -> Iterator[None]:
             raise
         where = error.filename or "a file"  # a full disk has no name
         _exit(f"error: {where}: cannot be used ({error.strerror}); make room, or let it be read and written", 1)
+    except Exception:
+        if _in_sweep():
+            log.exception("a defect of this program, or of a library")  # in the job's own log too
+        raise
     except (Interrupted, KeyboardInterrupt) as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
@@ -218,18 +213,16 @@ def _scratch_folder_if_not_first() -> Iterator[None]:
 # Mistakes
 
 
-def _check_flags(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        if argument.startswith("-") and argument.split("=")[0] not in _FLAGS:
-            key, _, value = argument.lstrip("-").partition("=")
-            close = closest_key(key)
-            is_setting = value or close is not None
-            meant = (
-                f"settings are written without dashes: {close or key}={value or 'VALUE'}"
-                if is_setting
-                else "see --help"
-            )
-            raise UserError(f"{argument}: no such option; {meant}")
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse settings that are written as options, and what is no choice of a group; Hydra says what else is wrong."""
+    for word in words:
+        key, _, value = word.lstrip("-").partition("=")
+        meant = closest_key(key) if word.startswith("--") else None
+        if meant is not None:
+            raise UserError(f"{word}: settings are written without dashes: {meant}={value or 'VALUE'}")
+        if re.fullmatch(r"null|true|false|[\d.]+", value) and (PROJECT / "conf" / key).is_dir():
+            choices = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
+            raise UserError(f"{word}: no such choice (choose from {', '.join(choices)})")
 
 
 def _one_line(error: Exception) -> str:

@@ -4,8 +4,6 @@ conf/ holds the values, this file the rules: plain numbers have a type and a ran
 with a `_target_` names a class (see lenet.classes).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,31 +41,28 @@ class Named(Section):
     target: Text = Field(alias="_target_")
 
 
-class Loss(Named):
-    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+class Ranged(Named):
+    """The same, with ranges for these arguments."""
 
-
-class Optimizer(Named):
-    lr: Positive = 0.0
+    # Optimizers
+    lr: Positive = 1.0
     momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(default_factory=list)
-    eps: Positive = 0.0
-
-
-class Scheduler(Named):
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = []
+    eps: Positive = 1.0
+    # Schedules
     final_lr: NonNegative = 0.0
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     shape: Literal["cos", "linear"] = "cos"
-
-
-class Data(Named):
-    batch_size: Count | None = None
-    val_size: Annotated[int, Field(ge=0)] | None = None
-    root: Text | None = None
+    # Losses
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # Data
+    batch_size: Count = 1
+    val_size: Annotated[int, Field(ge=0)] = 0
+    root: Text = "data"
     mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None = None
-    train_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    test_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    train_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    test_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class Device(Section):
@@ -123,11 +118,11 @@ class Trainer(Section):
         return self
 
 
-class Checkpoint(Section):
+class Saving(Section):
     every_seconds: NonNegative
 
 
-class Sweep(Section):
+class Resuming(Section):
     resume: Text | None
 
 
@@ -142,18 +137,18 @@ class Settings(Section):
     init: Literal["xavier_uniform", "none"]
     layers: dict[str, Any]
     model: Named
-    loss: Loss
-    optimizer: Optimizer
-    scheduler: Scheduler | None
-    data: Data
+    loss: Ranged
+    optimizer: Ranged
+    scheduler: Ranged | None
+    data: Ranged
     callbacks: dict[str, Named] | None = None
     logger: dict[str, Named] | None = None
     device: Device
     deterministic: bool
     trainer: Trainer
-    checkpoint: Checkpoint
+    checkpoint: Saving
     launcher: dict[str, Any] | None = None
-    sweep: Sweep
+    sweep: Resuming
     resume: Text | None
 
     @property
@@ -257,15 +252,10 @@ def _first_mistake(error: ValidationError, section: str) -> str:
 
 def no_such_key(key: str) -> str:
     """Why a key is refused, with the one that was probably meant."""
-    known = known_keys()
-    section, _, name = key.partition(".")
-    if key in known:
-        return f"{key}: belongs to another choice of {section} than the one made; see conf/{section}/"
     meant = closest_key(key)
     close = f"; did you mean {meant}?" if meant else ""
-    if section in ("trainer", "model", "optimizer", "data", "loss", "scheduler") and name:
-        return f"{key}: no such key{close}; arguments that the configuration does not list are written +{key}=VALUE"
-    return f"{key}: no such key{close}"
+    more = f" A key that the configuration does not list is written +{key}=VALUE." if "." in key else ""
+    return f"{key}: no such key{close}{more}"
 
 
 def closest_key(key: str) -> str | None:
@@ -276,17 +266,9 @@ def closest_key(key: str) -> str | None:
 
 @functools.cache
 def known_keys() -> list[str]:
-    """Every key of the files below conf/, with dots: `optimizer.lr` and the like."""
-    keys = set(_keys(_file(PROJECT / "conf" / "train.yaml")))
-    for file in (PROJECT / "conf").glob("*/*.yaml"):
-        is_global = "@package _global_" in file.read_text(encoding="utf-8")
-        prefix = "" if is_global else f"{file.parent.name}."
-        keys |= {file.parent.name} | {f"{prefix}{key}" for key in _keys(_file(file))}
-    return sorted(key for key in keys if not key.startswith(("hydra", "defaults")) and "defaults" not in key)
-
-
-def _file(path: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    """Every key of the default configuration, with dots: `optimizer.lr` and the like."""
+    config = OmegaConf.to_container(compose_config(PROJECT, "train", []), resolve=False)
+    return [key for key in _keys(config) if not key.startswith("hydra")]
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:

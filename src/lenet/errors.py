@@ -1,7 +1,5 @@
 """The exceptions that stand for a mistake or a circumstance that the user can mend."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable
@@ -33,3 +31,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like this one; None if none is."""
     return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+
+
+def flat(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

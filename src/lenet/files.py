@@ -1,7 +1,5 @@
 """Files that are there whole or not at all, also after a crash or a power failure."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A folder of its own for each run and each sweep: never one that another has, never one that holds something."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

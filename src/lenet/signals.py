@@ -1,12 +1,10 @@
 """Signals that ask the program to end, as an exception."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,25 +24,24 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def raising() -> Iterator[None]:
-    """Let the signals raise Interrupted meanwhile; then put the handlers before back."""
+def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Let a function take the signals meanwhile; then put the handlers before back."""
     if threading.current_thread() is not threading.main_thread():  # Python allows signals nowhere else
         yield
         return
     before = {each: signal.getsignal(each) for each in _signals()}
-    handle(_raise)
+    for each in before:
+        signal.signal(each, handler)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, its_handler in before.items():
+            signal.signal(each, its_handler)
 
 
-def handle(handler: Callable[[int, FrameType | None], Any]) -> None:
-    """Let a function take the signals, from now on; does nothing outside of the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        for each in _signals():
-            signal.signal(each, handler)
+def raising() -> AbstractContextManager[None]:
+    """Let the signals raise Interrupted meanwhile."""
+    return handling(_raise)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

@@ -30,8 +30,3 @@ def test_batches_equal_torchvisions_pictures_through_totensor(real_root: Path) -
     expected = [reference[index] for index in range(55_000, 56_000)]
     torch.testing.assert_close(images / 255, torch.stack([image for image, _ in expected]), rtol=0, atol=0)
     assert labels.tolist() == [label for _, label in expected]
-
-
-def test_the_root_is_below_the_current_folder_unless_named() -> None:
-    assert FashionMNIST().root == Path.cwd() / "data"
-    assert FashionMNIST("~/pictures").root == Path.home() / "pictures"

@@ -1,18 +1,14 @@
+from __future__ import annotations
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lenet.models.lenet import LeNet
-from lenet.models.summary import multiply_adds, stages, table
+from lenet.models import LeNet, multiply_adds, stages, table
 
 
 def test_multiply_adds_of_lenet() -> None:
     assert multiply_adds(stages(LeNet())) == (416_520, 1_131_960)
-
-
-def test_two_stacked_2x2_convolutions_see_3x3() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Conv2d(1, 1, 2))
-    assert [row.receptive_field for row in stages(net)] == [(2, 2), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -35,14 +31,32 @@ def test_receptive_field_is_where_the_gradient_arrives(net: nn.Sequential) -> No
     assert stages(net)[-1].receptive_field == touched
 
 
-def test_lenet_sees_16x16_before_the_linear_layers_and_everything_after() -> None:
-    fields = {row.name: row.receptive_field for row in stages(LeNet())}
-    assert fields["pool2"] == (16, 16)
-    assert fields["fc1"] == (28, 28)
-
-
 def test_table_has_a_line_for_each_stage_and_the_totals() -> None:
     lines = table(stages(LeNet())).splitlines()
     assert [line.split()[0] for line in lines[1:13]] == [name for name, _ in LeNet().named_children()]
     assert lines[13].split() == ["total", "61,706", "416,520"]
     assert "1,131,960" in lines[14]
+
+
+class Residual(nn.Module):
+    """No sequence: the convolution's output is added to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images + self.conv(images))
+        return logits
+
+
+def test_a_network_that_is_no_sequence_has_a_table_without_receptive_fields() -> None:
+    rows = stages(Residual(), (3, 8, 8))
+    assert [(row.name, row.output_shape, row.receptive_field) for row in rows] == [
+        ("conv", (3, 8, 8), None),
+        ("head.0", (192,), None),
+        ("head.1", (5,), None),
+    ]
+    assert multiply_adds(rows)[0] == 64 * 3 * 27 + 192 * 5
+    assert len(table(rows).splitlines()) == 6

@@ -1,7 +1,11 @@
+"""The Classifier as a library: with Lightning's own Trainer, whatever the batches."""
+
 from __future__ import annotations
 
-import copy
+import gc
+import logging
 import math
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,105 +13,103 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.tuner import Tuner  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from lenet.data.module import Batch, ImageDataModule, SyntheticDataModule
-from lenet.errors import DivergenceError
-from lenet.models.lenet import LeNet, NormalizedLeNet
-from lenet.monitor.throughput import Throughput
-from lenet.training.module import Classifier
-from lenet.training.tally import Tally
+from lenet import Classifier, LeNet, Synthetic
+from lenet.errors import DivergenceError, UserError
 
 
-def synthetic(**changes: Any) -> ImageDataModule:
-    arguments: dict[str, Any] = {"train_size": 300, "test_size": 50, "batch_size": 64, "val_size": 90} | changes
-    return SyntheticDataModule(**arguments)
+def synthetic(**changes: Any) -> Synthetic:
+    return Synthetic(**{"train_size": 300, "test_size": 50, "batch_size": 64, "val_size": 90, **changes})
 
 
-def fit(module: Classifier, data: ImageDataModule, folder: Path, **arguments: Any) -> pl.Trainer:
-    resume = arguments.pop("resume", {})
+def trainer(folder: Path, **changes: Any) -> pl.Trainer:
     defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "log_every_n_steps": 2,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
+        "max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
         "default_root_dir": folder,
-    }
-    trainer = pl.Trainer(**(defaults | arguments))
-    trainer.fit(module, datamodule=data, **resume)
-    return trainer
+    }  # fmt: skip
+    return pl.Trainer(**{**defaults, **changes})
 
 
-def test_tally_adds_up_over_batches_of_different_sizes() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(10, 10), torch.randint(0, 10, (10,))
-    tally = Tally()
-    for part in (slice(0, 7), slice(7, 8), slice(8, 10)):
-        tally.add(F.cross_entropy(logits[part], labels[part], reduction="sum"), logits[part], labels[part])
-        tally.read()
-    assert tally.loss == pytest.approx(F.cross_entropy(logits, labels).item())
-    assert tally.acc == (logits.argmax(1) == labels).double().mean().item()
+def loader(size: int = 200) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.rand(size, 1, 28, 28), torch.randint(10, (size,))), batch_size=50)
 
 
-def test_epoch_means_are_over_all_images_not_over_batches(tmp_path: Path) -> None:
-    # With a learning rate of (almost) nothing the weights stay, and the means can be computed another way.
-    torch.manual_seed(0)
-    module, data = Classifier(LeNet(), partial(SGD, lr=1e-30)), synthetic(test_every_epoch=True)
-    fit(module, data, tmp_path)
-    loaders = {"train": data.train_dataloader()}
-    loaders |= dict(zip(("val", "test"), data.val_dataloader(), strict=True))
-    for stage, loader in loaders.items():
-        batches = [batch for block in loader for batch in block.batches()]
-        images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
-        logits = module(images)
-        assert module.metrics[f"{stage}/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
-        assert module.metrics[f"{stage}/acc"] == (logits.argmax(1) == labels).double().mean().item()
+def test_a_plain_trainer_trains_twice_in_a_row_and_leaves_signals_logging_and_gc(tmp_path: Path) -> None:
+    def surroundings() -> tuple[Any, ...]:
+        root = logging.getLogger()
+        return (
+            signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), gc.isenabled(), gc.get_threshold(),
+            gc.get_freeze_count(), root.level, list(root.handlers),
+        )  # fmt: skip
+
+    before = surroundings()
+    for _ in range(2):
+        module = Classifier(LeNet())
+        trainer(tmp_path, enable_progress_bar=True, num_sanity_val_steps=2).fit(module, synthetic())
+        assert math.isfinite(module.metrics["val/loss"])
+    assert surroundings() == before
 
 
-def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module, data = Classifier(LeNet(), partial(SGD, lr=0.5)), synthetic()
-    plain = LeNet()
-    plain.load_state_dict(module.net.state_dict())
-    fit(module, data, tmp_path, max_epochs=2)
-
-    optimizer = SGD(plain.parameters(), lr=0.5)
-    loader = data.train_dataloader()
-    for epoch in range(2):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        for batch in (batch for block in loader for batch in block.batches()):
-            optimizer.zero_grad()
-            F.cross_entropy(plain(batch.images / 255), batch.labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    for name, weights in plain.state_dict().items():
-        torch.testing.assert_close(module.net.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
+def test_testing_returns_the_metrics(tmp_path: Path) -> None:
+    module, data = Classifier(LeNet()), synthetic()
+    (result,) = trainer(tmp_path).test(module, data, verbose=False)
+    data.setup()
+    images, labels = data.images("test")
+    logits = module(images[:, None])
+    assert result["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert result["test/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
-@pytest.mark.parametrize("split", [[32, 32], [33, 31], [64, 0]], ids=str)
-def test_the_mean_of_the_devices_gradients_is_the_gradient_of_the_whole_batch(split: list[int]) -> None:
-    torch.manual_seed(0)
-    images, labels = torch.rand(64, 1, 28, 28), torch.randint(0, 10, (64,))
-    module = Classifier(LeNet(), partial(SGD, lr=0.5))
+def test_prediction_gives_a_class_for_each_image(tmp_path: Path) -> None:
+    module = Classifier(LeNet())
+    images: Any = torch.rand(50, 1, 28, 28)
+    for data in (loader(), DataLoader(images, batch_size=50)):
+        predictions = trainer(tmp_path).predict(module, data)
+        assert predictions is not None
+        assert predictions[0].shape == (50,)  # type: ignore[union-attr]
+        assert predictions[0].dtype == torch.int64  # type: ignore[union-attr]
 
-    class TwoDevices:
-        world_size = 2
 
-    module._trainer = TwoDevices()  # type: ignore[assignment]
-    parts = zip(torch.split(images, split), torch.split(labels, split), strict=True)
-    weights = list(module.parameters())
-    losses = [module.loss(Batch(i, t, total=64, stage="train")) for i, t in parts]
-    mean = torch.autograd.grad(sum(losses, torch.tensor(0.0)) / 2, weights)
-    whole = torch.autograd.grad(F.cross_entropy(module(images), labels), weights)
-    torch.testing.assert_close(mean, whole)
+def test_lightnings_finder_of_learning_rates_runs_and_its_choice_is_used(tmp_path: Path) -> None:
+    module = Classifier(LeNet(activation=nn.Tanh), partial(SGD, lr=0.1))
+    found = Tuner(trainer(tmp_path)).lr_find(module, loader(2000), num_training=20, early_stop_threshold=None)
+    assert found is not None
+    assert found.suggestion() == module.lr
+    run = trainer(tmp_path)
+    run.fit(module, loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == module.lr
+
+
+@pytest.mark.parametrize(
+    "net", [LeNet(), LeNet(activation=nn.Tanh, channels=(4, 8), hidden=(30,)), LeNet(norm=nn.BatchNorm2d, dropout=0.1)]
+)
+def test_a_checkpoint_loads_without_arguments(net: LeNet, tmp_path: Path) -> None:
+    module, run = Classifier(net, partial(SGD, lr=0.1)), trainer(tmp_path)
+    run.fit(module, synthetic())
+    run.save_checkpoint(tmp_path / "some.ckpt")
+    loaded = Classifier.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(loaded.eval()(images), module.eval()(images))
+
+
+def test_a_checkpoint_of_a_network_that_was_edited_is_refused(tmp_path: Path) -> None:
+    module, run = Classifier(LeNet()), trainer(tmp_path)
+    module.net.act1 = nn.Tanh()
+    run.fit(module, synthetic())
+    run.save_checkpoint(tmp_path / "some.ckpt")
+    with pytest.raises(UserError, match="load_from_checkpoint"):
+        Classifier.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    net = LeNet()
+    net.act1 = nn.Tanh()
+    loaded = Classifier.load_from_checkpoint(tmp_path / "some.ckpt", net=net, weights_only=True)
+    assert torch.equal(loaded.net.state_dict()["fc3.weight"], module.net.state_dict()["fc3.weight"])
 
 
 class BreaksAt(nn.Module):
@@ -122,197 +124,29 @@ class BreaksAt(nn.Module):
         return logits * math.nan if self.training and self.calls == self.step else logits
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 7], ids=lambda step: f"step {step}")
-def test_a_loss_that_is_no_number_stops_training_and_names_its_step(step: int, tmp_path: Path) -> None:
-    # Four steps an epoch, numbers read after every second.
-    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step))
-    module = Classifier(net, partial(SGD, lr=0.01))
-    with pytest.raises(DivergenceError, match=rf"at step {step}, in epoch {1 + (step - 1) // 4},.*optimizer\.lr=0\.01"):
-        fit(module, synthetic(), tmp_path, max_epochs=3)
+@pytest.mark.parametrize(("step", "epoch"), [(1, 1), (4, 1), (7, 2)])
+def test_a_loss_that_became_nan_stops_training_and_names_its_step(step: int, epoch: int, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step))  # four steps an epoch
+    with pytest.raises(DivergenceError, match=rf"step {step}, in epoch {epoch},.* 0\.01; .*optimizer\.lr"):
+        trainer(tmp_path, max_epochs=3).fit(
+            Classifier(net, partial(SGD, lr=0.01), blocks=True), datamodule=synthetic(block_steps=2)
+        )
 
 
-def test_weights_spoilt_by_the_last_step_do_not_pass_the_evaluation(tmp_path: Path) -> None:
-    module = Classifier(LeNet(), partial(SGD, lr=math.inf))
-    with pytest.raises(DivergenceError, match="val/loss after step 1"):
-        fit(module, synthetic(batch_size=210), tmp_path)
-
-
-def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path: Path) -> None:
-    class Untouched(pl.Callback):
-        """Like ModelCheckpoint, its turn is after the module's."""
-
-        saved = False
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            self.saved = True
-
-    module, witness = Classifier(LeNet(), partial(SGD, lr=math.inf)), Untouched()
-    data = synthetic(batch_size=300, val_size=0)
-    with pytest.raises(DivergenceError, match="weights are not numbers any more after step 1"):
-        fit(module, data, tmp_path, callbacks=[Throughput(), witness])
-    assert not witness.saved
-
-
-def test_an_epoch_that_is_cut_short_reports_the_images_it_saw(tmp_path: Path) -> None:
-    module = Classifier(LeNet(), partial(SGD, lr=0.1))
-    fit(module, synthetic(), tmp_path, max_steps=3)
-    assert module.training_tally.images == 18 + 64 + 64  # what is left of 210 comes first
-    assert module.metrics["train/loss"] == module.training_tally.loss
-
-
-def test_a_sanity_check_is_not_an_epoch(tmp_path: Path) -> None:
-    class Look(pl.Callback):
-        def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            assert isinstance(pl_module, Classifier)
-            assert pl_module.best_val_acc is None
-            assert pl_module.metrics == {}
-            trainer.should_stop = True
-
-    module = Classifier(LeNet(), partial(SGD, lr=0.1))
-    fit(module, synthetic(), tmp_path, callbacks=[Look()], num_sanity_val_steps=2)
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-def test_other_precisions_train(precision: str, tmp_path: Path) -> None:
-    module = Classifier(LeNet(), partial(SGD, lr=0.1))
-    fit(module, synthetic(), tmp_path, precision=precision)
-    assert math.isfinite(module.metrics["train/loss"])
-
-
-def test_the_logged_rate_is_the_one_the_last_step_used(tmp_path: Path) -> None:
-    def halve(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-        assert total_steps == 8
-        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-
-    module = Classifier(LeNet(), partial(SGD, lr=1.0), halve)
-    fit(module, synthetic(), tmp_path, max_epochs=2)
-    assert module.metrics["lr"] == 0.5**7
-
-
-def halve_every_second_step(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-
-
-def in_blocks(steps: int, folder: Path, **arguments: Any) -> tuple[Classifier, pl.Trainer]:
-    """Train for two epochs of four steps, so many of them in a block, with a schedule."""
-    torch.manual_seed(0)
-    module = Classifier(LeNet(), partial(SGD, lr=0.5), halve_every_second_step)
-    return module, fit(module, synthetic(block_steps=steps), folder, **({"max_epochs": 2} | arguments))
-
-
-@pytest.mark.parametrize("steps", [2, 3, 4, 100])
-def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(steps: int, tmp_path: Path) -> None:
-    (one, single), (other, blocks) = in_blocks(1, tmp_path / "1"), in_blocks(steps, tmp_path / "2")
-    assert blocks.num_training_batches == -(-4 // steps)
-    assert blocks.global_step == single.global_step == 8
-    assert other.metrics == one.metrics
-    assert one.metrics["lr"] == 0.5 * 0.5**3  # three halvings before the last of eight steps
+@pytest.mark.parametrize("block_steps", [2, 3, 100])
+def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(block_steps: int, tmp_path: Path) -> None:
+    found = []
+    for steps in (1, block_steps):
+        torch.manual_seed(0)
+        schedule = partial(ExponentialLR, gamma=0.5)
+        net = LeNet(dropout=0.2)
+        module = Classifier(net, partial(SGD, lr=0.5), schedule, fuse=False, blocks=steps > 1, seed=0)
+        run = trainer(tmp_path, max_epochs=2)
+        run.fit(module, datamodule=synthetic(block_steps=steps))
+        found.append((module, run.global_step))
+    (one, its_steps), (other, steps) = found
+    assert its_steps == steps == 8
+    assert other.metrics["lr"] == 0.5 * 0.5**7  # the rate that the last step used
+    assert other.metrics == pytest.approx(one.metrics, rel=1e-5)
     for name, weights in one.state_dict().items():
-        assert torch.equal(other.state_dict()[name], weights)
-
-
-def test_checkpoints_count_optimizer_steps(tmp_path: Path) -> None:
-    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
-    in_blocks(3, tmp_path, enable_checkpointing=True, callbacks=[saver])
-    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=4.ckpt", "step=8.ckpt"}
-    checkpoint = torch.load(tmp_path / "step=8.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 8
-    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 8
-
-
-def test_resuming_after_an_epoch_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
-    whole, _ = in_blocks(3, tmp_path, enable_checkpointing=True, callbacks=[saver])
-    torch.manual_seed(1)  # other weights, to be replaced
-    resumed = Classifier(LeNet(), partial(SGD, lr=0.5), halve_every_second_step)
-    last = {"ckpt_path": tmp_path / "step=4.ckpt", "weights_only": True}
-    trainer = fit(resumed, synthetic(block_steps=3), tmp_path, max_epochs=2, resume=last)
-    assert trainer.global_step == 8
-    for name, weights in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], weights)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 100])
-@pytest.mark.parametrize("limit", [1, 3, 4, 5])
-def test_max_steps_ends_training_within_a_block(steps: int, limit: int, tmp_path: Path) -> None:
-    module, trainer = in_blocks(steps, tmp_path, max_steps=limit)
-    assert trainer.global_step == limit
-    assert module.images_trained == sum([18, 64, 64, 64, 18][:limit])
-
-
-def test_numbers_are_read_at_log_points_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
-    read = Tally.read
-
-    def count(self: Tally) -> list[float]:
-        losses = read(self)
-        reads.append(len(losses))
-        return losses
-
-    monkeypatch.setattr(Tally, "read", count)
-    module = Classifier(LeNet(), partial(SGD, lr=0.5))
-    fit(module, synthetic(val_size=0, batch_size=30, block_steps=3), tmp_path, log_every_n_steps=3)  # ten steps
-    assert [steps for steps in reads if steps] == [3, 3, 3, 1]
-
-
-def test_gradients_are_clipped(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = Classifier(LeNet(), partial(SGD, lr=1.0), gradient_clip_val=0.25, gradient_clip_algorithm="norm")
-    before = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-    fit(module, synthetic(), tmp_path, max_steps=1)
-    after = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-    assert (after - before).norm().item() == pytest.approx(0.25, rel=1e-4)
-
-
-@pytest.mark.parametrize("net", [LeNet, NormalizedLeNet])
-def test_warming_up_leaves_no_trace(net: type[nn.Module]) -> None:
-    module = Classifier(net(), partial(SGD, lr=0.5))
-    weights, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
-    module.warm_up([8, 3])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in module.parameters())
-    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
-
-
-class Listens(pl.Callback):
-    """Has Lightning do all it does around a step."""
-
-    calls = 0
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        self.calls += 1
-
-
-def test_a_hook_around_each_step_is_called_and_changes_nothing(tmp_path: Path) -> None:
-    listener = Listens()
-    (one, first), (other, second) = in_blocks(3, tmp_path), in_blocks(3, tmp_path, callbacks=[listener])
-    assert listener.calls == 8
-    assert first.global_step == second.global_step == 8
-    for name, weights in one.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
-
-
-def test_a_hook_that_is_set_on_a_callback_is_called(tmp_path: Path) -> None:
-    calls: list[int] = []
-    listener = LambdaCallback(on_after_backward=lambda trainer, *_: calls.append(trainer.global_step))
-    in_blocks(3, tmp_path, callbacks=[listener])
-    assert calls == list(range(8))
-
-
-def test_a_profiler_sees_each_step(tmp_path: Path) -> None:
-    profiler = SimpleProfiler()
-    in_blocks(3, tmp_path, profiler=profiler)
-    assert len(profiler.recorded_durations["optimizer_step"]) == 8
-
-
-@pytest.mark.compiled
-def test_fused_or_not_the_course_of_training_is_the_same(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module, plain = (Classifier(LeNet(), partial(SGD, lr=0.5), fuse=choice) for choice in (True, False))
-    plain.load_state_dict(module.state_dict())
-    for each in (module, plain):
-        fit(each, synthetic(block_steps=4), tmp_path, max_epochs=2)
-    assert module._fused is not None
-    assert plain._fused is None
-    for name, weights in plain.state_dict().items():
-        torch.testing.assert_close(module.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.state_dict()[name], weights)

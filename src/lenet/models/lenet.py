@@ -6,10 +6,7 @@ recognition" (1998), in the simplified form that d2l.ai teaches: plain average p
 convolutions, no Gaussian output layer.
 """
 
-from __future__ import annotations
-
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,12 +16,9 @@ from lenet.errors import UserError
 
 ModuleFactory = Callable[..., nn.Module]
 
-IMAGE_SIZE = 28
-"""Height and width of the images, in pixels."""
-
 
 class LeNet(nn.Sequential):
-    """Two convolutions and some linear layers: from a 28×28 image to the logits of the classes.
+    """Two convolutions and some linear layers: from images (N, in_channels, 28, 28) to logits (N, classes).
 
     Args:
         channels: output channels of the two convolutions.
@@ -32,19 +26,13 @@ class LeNet(nn.Sequential):
         hidden: outputs of the linear layers before the last.
         activation: makes an activation, called without arguments.
         pool: makes a pooling layer, called as `pool(kernel_size=2)`.
-        norm: makes a normalisation, called as `norm(channels)`. It comes after the pooling, where there are fewer
-            values, and before the activation. None leaves it out.
+        norm: makes a normalisation, called as `norm(channels)`, between pooling and activation. None leaves it out.
         hidden_norm: the same for the linear layers.
         dropout: probability of dropping a value before the second and each later linear layer; 0 leaves the layer out.
-        in_channels: channels of the images.
-        classes: how many logits.
         conv: makes a convolution from torch.nn.Conv2d's arguments.
 
     Attributes:
-        description: the arguments as plain values, from which the same network can be made again; None if one of them
-            has no name that could be imported, as a lambda.
-
-    Shapes: input (N, in_channels, 28, 28), floating point; output (N, classes).
+        description: the arguments as plain values, to make the same network again; None if one cannot be imported.
 
     Raises:
         UserError: the kernel leaves nothing of the image.
@@ -64,63 +52,55 @@ class LeNet(nn.Sequential):
         classes: int = 10,
         conv: ModuleFactory = nn.Conv2d,
     ) -> None:
+        super().__init__()
+        self.description = _described(
+            channels=list(channels), kernel_size=kernel_size, hidden=list(hidden), activation=activation, pool=pool,
+            norm=norm, hidden_norm=hidden_norm, dropout=dropout, in_channels=in_channels, classes=classes, conv=conv,
+        )  # fmt: skip
         first, second = channels
         padding = kernel_size // 2
-        size = (IMAGE_SIZE + 2 * padding - kernel_size + 1) // 2  # 28 → 14
+        size = (28 + 2 * padding - kernel_size + 1) // 2  # 28 → 14
         size = (size - kernel_size + 1) // 2  # 14 → 10 → 5
         if size < 1:
             raise UserError(f"model.kernel_size={kernel_size}: leaves nothing of the image; use 13 or less")
 
-        def block(number: int, convolution: nn.Module, outputs: int) -> Iterator[tuple[str, nn.Module]]:
-            yield f"conv{number}", convolution
+        def activate_and_pool(number: int, outputs: int) -> None:
             if norm is None:
-                yield f"act{number}", activation()
-                yield f"pool{number}", pool(kernel_size=2)
-            else:
-                yield f"pool{number}", pool(kernel_size=2)
-                yield f"norm{number}", norm(outputs)
-                yield f"act{number}", activation()
+                self.add_module(f"act{number}", activation())
+            self.add_module(f"pool{number}", pool(kernel_size=2))
+            if norm is not None:
+                self.add_module(f"norm{number}", norm(outputs))
+                self.add_module(f"act{number}", activation())
 
-        def head() -> Iterator[tuple[str, nn.Module]]:
-            width = second * size * size  # 16·5·5 = 400
-            for number, outputs in enumerate(hidden, start=1):
-                yield f"fc{number}", nn.Linear(width, outputs)
-                if hidden_norm is not None:
-                    yield f"norm{number + 2}", hidden_norm(outputs)
-                yield f"act{number + 2}", activation()
-                if dropout > 0:
-                    yield f"drop{number}", nn.Dropout(dropout)
-                width = outputs
-            yield f"fc{len(hidden) + 1}", nn.Linear(width, classes)
-
-        stages = [
-            *block(1, conv(in_channels, first, kernel_size=kernel_size, padding=padding), first),  # 6×14×14
-            *block(2, conv(first, second, kernel_size=kernel_size), second),  # 16×5×5
-            ("flatten", nn.Flatten()),
-            *head(),  # 120, 84, 10
-        ]
-        super().__init__(OrderedDict(stages))
-        arguments = {
-            "channels": list(channels), "kernel_size": kernel_size, "hidden": list(hidden), "activation": activation,
-            "pool": pool, "norm": norm, "hidden_norm": hidden_norm, "dropout": dropout, "in_channels": in_channels,
-            "classes": classes, "conv": conv,
-        }  # fmt: skip
-        self.description = _described(arguments)
+        # A Sequential calls its layers in the order in which they are added.
+        self.conv1 = conv(in_channels, first, kernel_size=kernel_size, padding=padding)  # 6×28×28
+        activate_and_pool(1, first)  # 6×14×14
+        self.conv2 = conv(first, second, kernel_size=kernel_size)  # 16×10×10
+        activate_and_pool(2, second)  # 16×5×5
+        self.flatten = nn.Flatten()  # 400
+        width = second * size * size
+        for number, outputs in enumerate(hidden, start=1):
+            self.add_module(f"fc{number}", nn.Linear(width, outputs))  # 120, then 84
+            if hidden_norm is not None:
+                self.add_module(f"norm{number + 2}", hidden_norm(outputs))
+            self.add_module(f"act{number + 2}", activation())
+            if dropout > 0:
+                self.add_module(f"drop{number}", nn.Dropout(dropout))
+            width = outputs
+        self.add_module(f"fc{len(hidden) + 1}", nn.Linear(width, classes))  # 10
 
 
-def _described(arguments: dict[str, Any]) -> dict[str, Any] | None:
-    described: dict[str, Any] = {"_target_": "lenet.models.LeNet"}
+def _described(**arguments: Any) -> dict[str, Any] | None:
+    description: dict[str, Any] = {"_target_": "lenet.models.LeNet"}
     for name, value in arguments.items():
         if callable(value):
-            factory = value.func if isinstance(value, partial) else value
-            keywords = value.keywords if isinstance(value, partial) else {}
-            if not isinstance(factory, type) or "<locals>" in factory.__qualname__:
+            made = value if isinstance(value, partial) else partial(value)
+            if not isinstance(made.func, type) or "<locals>" in made.func.__qualname__ or made.args:
                 return None
-            path = f"{factory.__module__}.{factory.__qualname__}"
-            described[name] = {"_target_": path, "_partial_": True, **keywords}
-        else:
-            described[name] = value
-    return described
+            path = f"{made.func.__module__}.{made.func.__qualname__}"
+            value = {"_target_": path, "_partial_": True, **made.keywords}
+        description[name] = value
+    return description
 
 
 def xavier_uniform_(model: nn.Module) -> None:

@@ -5,15 +5,11 @@ else is needed to go on exactly where it was. A checkpoint is what torch.save wr
 SHA-256 as the archive's comment: torch.load reads it as ever, and a damaged one is recognised.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import io
 import json
 import logging
-import platform
-import re
 import subprocess
 import sys
 import time
@@ -38,12 +34,7 @@ CHECKPOINTS, LAST, BEST, PREVIOUS = "checkpoints", "last.ckpt", "best.ckpt", "pr
 
 RUN_FILE, RESULT = "run.json", "metrics.json"
 
-_PREFIX, _COMMENT_SIZE = b"sha256:", 7 + 64
-_END_RECORD_SIZE = 22
-"""A zip archive without a comment ends with a record of this size; its last two bytes are the comment's length."""
-
-
-# Checkpoints
+COMMENT_SIZE = len("sha256:") + 64
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -55,9 +46,9 @@ class WholeFileIO(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         content = bytearray(buffer.getbuffer())
-        content[-2:] = _COMMENT_SIZE.to_bytes(2, "little")
-        checksum = _PREFIX + hashlib.sha256(content).hexdigest().encode()
-        write_whole(path, bytes(content) + checksum, path.with_name(PREVIOUS) if path.name == LAST else None)
+        content[-2:] = COMMENT_SIZE.to_bytes(2, "little")  # an archive ends with the length of its comment
+        previous = path.with_name(PREVIOUS) if path.name == LAST else None
+        write_whole(path, bytes(content) + _sha256(content), previous)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         return read(Path(path), map_location)
@@ -73,13 +64,9 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    comment = content[-_COMMENT_SIZE:]
-    if comment != _PREFIX + hashlib.sha256(content[:-_COMMENT_SIZE]).hexdigest().encode():
+    if content[-COMMENT_SIZE:] != _sha256(content[:-COMMENT_SIZE]):
         raise UserError(f"{path}: is damaged: its checksum is not that of its content")
-    checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: is no checkpoint of a run of this program")
-    return checkpoint
+    return dict(torch.load(io.BytesIO(content), map_location=map_location, weights_only=True))
 
 
 def find(folder: Path) -> Path | None:
@@ -91,41 +78,32 @@ def find(folder: Path) -> Path | None:
     Raises:
         UserError: all are damaged; or the best one is, which cannot be made again.
     """
-    whole: dict[Path, int] = {}
-    damaged: list[str] = []
+    epochs: dict[Path, int] = {}
+    damaged: dict[str, str] = {}
     for name in (LAST, BEST, PREVIOUS):
         path = folder / CHECKPOINTS / name
-        if path.exists():
-            try:
-                whole[path] = read(path)["epoch"]
-            except UserError as error:
-                if name == BEST:
-                    raise UserError(f"{error}; its weights are lost: delete the file to go on without them") from None
-                damaged.append(str(error))
-    if not whole:
-        if damaged:
-            raise UserError(f"{damaged[0]}; no other is left to resume from: start a new run")
-        return None
-    latest = max(whole, key=lambda path: whole[path])
-    if damaged:
-        log.warning("%s; the run goes on from %s, of epoch %d", "; ".join(damaged), latest.name, whole[latest] + 1)
-        (folder / CHECKPOINTS / LAST).unlink(missing_ok=True)  # so that it does not become the previous one
+        try:
+            if path.exists():
+                epochs[path] = read(path)["epoch"]
+        except UserError as error:
+            damaged[name] = str(error)
+    if BEST in damaged:
+        raise UserError(f"{damaged[BEST]}; its weights are lost: delete the file to go on without them")
+    if damaged and not epochs:
+        raise UserError(f"{'; '.join(damaged.values())}; no other is left to resume from: start a new run")
+    latest = max(epochs, key=lambda path: epochs[path], default=None)
+    if damaged and latest is not None:
+        log.warning("%s; %s, of epoch %d, is used", "; ".join(damaged.values()), latest.name, epochs[latest] + 1)
+    if LAST in damaged and latest is not None:  # it must not become the previous one
+        write_whole(folder / CHECKPOINTS / LAST, latest.read_bytes())
     return latest
 
 
 class SaveRun(Checkpoint):
     """Saves a run at the end of an epoch: the best weights always, the last if it is due.
 
-    It is due after the last epoch, at a signal, and if the last save is more than `every_seconds` ago. Of Lightning's
-    callbacks this is the last one.
-
-    Args:
-        folder: of the run.
-        every_seconds: how much of a run may be lost.
-        signals: knows whether the run is to end.
-
-    Attributes:
-        stopwatch: for how long training has waited.
+    It is due after the last epoch, at a signal, and if the last save is more than `every_seconds` ago. Lightning calls
+    it after all other callbacks. `stopwatch` has for how long training has waited.
     """
 
     def __init__(self, folder: Path, every_seconds: float, signals: EndOnSignal) -> None:
@@ -143,7 +121,7 @@ class SaveRun(Checkpoint):
             return
         with self.stopwatch:
             for logger in trainer.loggers:
-                if hasattr(logger, "flush"):
+                if hasattr(logger, "flush"):  # the disk is to have the events that belong to a checkpoint
                     logger.flush()
             if pl_module.best_val_acc != self._best:
                 self._best = pl_module.best_val_acc
@@ -161,106 +139,80 @@ class SaveRun(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Lightning takes the epoch for done a moment after this; a run that is resumed begins the next one.
-        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+        loops = checkpoint["loops"]["fit_loop"]
+        for progress in loops["epoch_progress"].values():
             progress["completed"] = progress["processed"]
+        batches = loops["epoch_loop.batch_progress"]
+        batches.update(current=dict.fromkeys(batches["current"], 0), is_last_batch=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
         return {"best": self._best, "seconds": self.stopwatch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best, self.stopwatch = state_dict["best"], Stopwatch(state_dict["seconds"])
 
 
-# run.json
-
-
 def write_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep in a run's folder what it was made from; of a run that is resumed, each start.
-
-    Args:
-        folder: of the run.
-        settings: plain values, all of them.
+    """Keep in a run's folder what it was made from: settings, command, versions, commit. Each resume adds its own.
 
     Raises:
         OSError: it cannot be written.
         UserError: what was kept there is damaged.
     """
-    start: dict[str, Any] = {
-        "command": ["python", *map(printable, sys.argv)],
-        "versions": versions(),
-        "platform": {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
-        "git": _git(Path(__file__).parent),
-    }
-    content = {"settings": settings, **start}
+    start = {"command": ["python", *map(printable, sys.argv)], "versions": versions(), "git": _git()}
+    content: dict[str, Any] = {"settings": settings, **start}
     if (folder / RUN_FILE).exists():
         before = read_run(folder)
         content = {**before, "settings": settings, "resumed": [*before.get("resumed", []), start]}
-    content = json.loads(json.dumps(content))
-    write_json(folder / RUN_FILE, {**content, "sha256": _checksum(content)})
+    write_json(folder / RUN_FILE, {**content, "sha256": _sha256_of_json(content)})
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `write_run` kept, without the checksum.
+    """What `write_run` kept.
 
     Raises:
         UserError: there is no run, or its file is damaged.
     """
     path = folder / RUN_FILE
     try:
-        content = read_json(path)
-        checksum = content.pop("sha256")
+        content = dict(read_json(path))
+        if content.pop("sha256") != _sha256_of_json(content):
+            raise ValueError("its checksum is not that of its content")
     except (FileNotFoundError, NotADirectoryError):
         where = f"holds no {RUN_FILE}, so no run to go on with" if folder.is_dir() else "is no folder"
         raise UserError(f"resume={folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); put the file back as it was, or start a new run") from None
-    if checksum != _checksum(content):
-        raise UserError(
-            f"{path}: is damaged or was altered: its checksum is not that of its content; put the file back as it was,"
-            " or start a new run"
-        )
-    return dict(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); put the file back as it was, or start a new run") from None
+    return content
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that this one needs, and of NumPy."""
-    try:
-        lines = importlib.metadata.requires("lenet") or []
-    except importlib.metadata.PackageNotFoundError:
-        lines = ["torch", "lightning"]
-    names = {re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line}
-    found = {}
-    for name in sorted({"numpy", *names}):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Of the packages that a run computes with."""
+    names = ("torch", "torchvision", "lightning", "numpy", "hydra-core", "tensorboard")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 
 
 def warn_of_other_versions(folder: Path) -> None:
     """Warn if a run that is resumed was begun with other packages: it goes on, but not bit for bit."""
     then = read_run(folder)["versions"]
-    for name, version in versions().items():
-        if name in ("torch", "numpy", "lightning") and then.get(name) != version:
-            log.warning("The run was begun with %s %s, and goes on with %s", name, then.get(name), version)
+    for name in ("torch", "lightning", "numpy"):
+        if then.get(name) != versions()[name]:
+            log.warning("The run was begun with %s %s, and goes on with %s", name, then.get(name), versions()[name])
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def _sha256(content: bytes | bytearray) -> bytes:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}".encode()
+
+
+def _sha256_of_json(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def _git() -> dict[str, Any] | None:
     """The commit, and whether files differ from it; None where there is no repository, or no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(folder), *words],  # noqa: S607
-                capture_output=True, text=True, timeout=10, check=True,
-            ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )  # fmt: skip
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(changes)}
+    return {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}

@@ -5,8 +5,6 @@ features work. Given blocks of batches (see lenet.data), it steps the optimizer 
 batch then happens once in fifty steps, which on a network this small is a good part of the time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -37,19 +35,18 @@ class Classifier(pl.LightningModule):
     """Trains a network to classify images.
 
     Args:
-        net: from images (N, C, H, W), float in [0, 1], to logits (N, classes): a module, or a description of one as in
-            a configuration, `{"_target_": "lenet.models.LeNet", "channels": [6, 16]}`. LeNet as published by default.
-        optimizer: makes the optimizer from the parameters; a function or a description. SGD with a learning rate of
-            0.9 by default, as published.
+        net: from images (N, C, H, W), float in [0, 1], to logits (N, classes); LeNet as published by default.
+        optimizer: makes the optimizer from the parameters; SGD with a learning rate of 0.9 by default, as published.
         scheduler: makes a learning-rate schedule, stepped after each optimizer step, from the optimizer and, if it
-            takes that, the number of steps in the run (total_steps); None keeps the learning rate.
+            takes that, the number of steps in the run (total_steps).
         loss: from logits and labels to the mean loss of a batch; cross entropy by default.
         init: xavier_uniform draws the weights anew; none keeps those that the network has.
         fuse: allow compiled kernels on the CPU, where training gets blocks of batches.
         blocks: whether training gets blocks of batches.
         seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
-        gradient_clip_val: as Lightning's Trainer takes it, with blocks.
-        gradient_clip_algorithm: the same.
+        gradient_clip_val, gradient_clip_algorithm: as Lightning's Trainer takes them, for blocks.
+
+    The first four may also be descriptions as in a configuration, such as `{"_target_": "lenet.models.LeNet"}`.
 
     Attributes:
         lr: overrides the optimizer's learning rate if it is set, as Lightning's LR finder does.
@@ -73,19 +70,18 @@ class Classifier(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         super().__init__()
-        described = net if isinstance(net, Mapping) else getattr(net, "description", None)
-        plain = {"optimizer": optimizer, "scheduler": scheduler, "loss": loss}
+        parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
         # Plain values alone: a checkpoint has to load without executing anything.
-        kept = {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
-        self.save_hyperparameters({"net": described and dict(described), **kept, "init": "none", "fuse": fuse})
-        self.net: nn.Module = build("model", net) if isinstance(net, Mapping) else LeNet() if net is None else net
-        self.loss = build("loss", loss) if isinstance(loss, Mapping) else loss or nn.CrossEntropyLoss()
-        self.optimizer_factory: OptimizerFactory = (
-            build("optimizer", optimizer)
-            if isinstance(optimizer, Mapping)
-            else optimizer or partial(torch.optim.SGD, lr=0.9)
-        )
-        self.scheduler_factory = build("scheduler", scheduler) if isinstance(scheduler, Mapping) else scheduler
+        kept = {name: dict(part) for name, part in parts.items() if isinstance(part, Mapping)}
+        described = {"net": getattr(net, "description", None), **kept}
+        self.save_hyperparameters({**described, "init": "none", "fuse": fuse})
+        for role, name in (("model", "net"), ("optimizer", "optimizer"), ("scheduler", "scheduler"), ("loss", "loss")):
+            if isinstance(parts[name], Mapping):
+                parts[name] = build(role, parts[name])
+        self.net: nn.Module = LeNet() if parts["net"] is None else parts["net"]
+        self.loss = parts["loss"] or nn.CrossEntropyLoss()
+        self.optimizer_factory: OptimizerFactory = parts["optimizer"] or partial(torch.optim.SGD, lr=0.9)
+        self.scheduler_factory: SchedulerFactory | None = parts["scheduler"]
         if init == "xavier_uniform":
             xavier_uniform_(self.net)
         self.automatic_optimization = not blocks

@@ -1,7 +1,5 @@
 """`resume=FOLDER`: the run in that folder goes on, with its own configuration in place of what was composed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each takes the optimizer, whose learning rate is the highest one reached, and th
 is a function of the step alone, so a run that is made longer follows the longer schedule from where it is.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,15 +1,14 @@
 """A run that is asked to end finishes its epoch and saves, or ends at the last save."""
 
-from __future__ import annotations
-
 import signal
 import time
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 
-from lenet.signals import Interrupted, handle
+from lenet.signals import Interrupted, handling
 
 PATIENCE_SECONDS = 10
 """An epoch that takes longer than this to its end is not finished after a signal."""
@@ -24,12 +23,11 @@ class EndOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: Any = None
+        self._handling = ExitStack()
         self._epoch_began = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._before = signal.getsignal(signal.SIGINT)
-        handle(self._note)
+        self._handling.enter_context(handling(self._note))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_began = time.monotonic()
@@ -49,9 +47,7 @@ class EndOnSignal(pl.Callback):
             trainer.should_stop = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._before is not None:
-            handle(self._before)
-            self._before = None
+        self._handling.close()
 
     def _agreed(self, trainer: pl.Trainer, own: bool) -> bool:
         """Whether one of the devices says so."""

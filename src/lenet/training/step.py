@@ -113,7 +113,7 @@ class PlainStep:
         if self.devices > 1:
             self.module.manual_backward(share)
         else:
-            share.backward()  # type: ignore[no-untyped-call]
+            share.backward()
         return loss.detach(), logits.detach()
 
 
@@ -131,7 +131,7 @@ class FusedStep(PlainStep):
     def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
         if not self.network.fits(images):
             return super().gradients(images, labels, total)
-        if self.network.is_whole and self.devices == 1 and not torch.is_anomaly_enabled():
+        if self.network.is_whole and self.devices == 1:
             loss_sum, logits = self.network.gradients(images, labels, 1 / total)
             return loss_sum / len(labels), logits
         self.module.zero_grad(set_to_none=True)
@@ -149,7 +149,7 @@ def make_step(module: Classifier) -> PlainStep:
     step = PlainStep(module)
     if module.fuse and module.trainer.strategy.root_device.type == "cpu":
         try:
-            step = FusedStep(module, fast.compiled(module.net))
+            step = FusedStep(module, fast.CompiledNetwork(module.net))
         except fast.UnavailableError as reason:
             log.warning("fuse=true: %s; PyTorch's layers are used, which is slower", reason)
         except fast.UnsuitableError:

@@ -1,0 +1,153 @@
+"""The parts of a run, made from its settings: data, module, trainer, callbacks, loggers."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+
+from lenet.classes import accepted_arguments, arguments_of, build
+from lenet.config import Settings
+from lenet.errors import UserError, did_you_mean, flat
+from lenet.training.module import Classifier
+
+log = logging.getLogger(__name__)
+
+BATCHWISE_ARGUMENTS = {
+    *("accumulate_grad_batches", "detect_anomaly", "fast_dev_run", "limit_train_batches", "overfit_batches"),
+    *("profiler", "val_check_interval"),
+}
+"""Arguments of Lightning's Trainer about single batches."""
+
+BATCHWISE_HOOKS = [
+    name for name in vars(pl.Callback) if name.startswith(("on_train_batch_", "on_before_", "on_after_"))
+]
+"""What a callback implements that looks at single batches."""
+
+CLIPPING = ("gradient_clip_val", "gradient_clip_algorithm")
+
+
+def build_data(settings: Settings, block_steps: int = 1) -> pl.LightningDataModule:
+    """The data module of a configuration, which gives so many optimizer steps at a time."""
+    data: pl.LightningDataModule = build(
+        "data",
+        settings.section("data"),
+        # Who overfits some batches wants the same ones in each epoch.
+        seed=None if "overfit_batches" in (settings.trainer.model_extra or {}) else settings.seed,
+        test_every_epoch=settings.test_every_epoch,
+        block_steps=block_steps,
+    )
+    return data
+
+
+def build_classifier(settings: Settings, data: pl.LightningDataModule) -> Classifier:
+    """The module of a configuration for a data module, its weights drawn anew."""
+    model = settings.section("model")
+    accepted = accepted_arguments("model", model["_target_"]) or frozenset()
+    shape, classes = getattr(data, "image_shape", None), getattr(data, "classes", None)
+    if shape is not None and "in_channels" in accepted:
+        model.setdefault("in_channels", shape[0])
+    if classes is not None and "classes" in accepted:
+        model.setdefault("classes", classes)
+    clipping = {name: value for name, value in settings.section("trainer").items() if name in CLIPPING}
+    return Classifier(
+        model,
+        settings.section("optimizer"),
+        settings.section("scheduler") or None,
+        settings.section("loss"),
+        init=settings.init,
+        fuse=settings.fuse and settings.precision == "float32",
+        blocks=getattr(data, "block_steps", 1) > 1,
+        seed=settings.seed,
+        **clipping,
+    )
+
+
+def build_trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
+    """Lightning's Trainer with the configuration's arguments, and others.
+
+    Raises:
+        UserError: names an argument that Lightning does not know or refuses.
+    """
+    accepted = arguments_of(pl.Trainer) or frozenset()
+    for name in settings.trainer.model_extra or {}:
+        if name not in accepted:
+            raise UserError(f"trainer.{name}: Lightning's Trainer has no such argument{did_you_mean(name, accepted)}")
+    defaults: dict[str, Any] = {
+        "enable_progress_bar": False,  # lenet.monitor.progress draws its own
+        "enable_model_summary": False,  # lenet.models.summary says more
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # lenet.data gives each device its share
+        "deterministic": True if settings.deterministic else None,
+        "precision": {"float32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
+    }
+    device, given = settings.section("device"), settings.section("trainer")
+    cores = max(2, os.cpu_count() or 1)
+    if device["devices"] > cores and not torch.cuda.is_available():  # Lightning would start so many processes
+        raise UserError(f"device.devices={device['devices']}: this machine has no GPU; use at most {cores}")
+    try:
+        return pl.Trainer(**(defaults | device | given | arguments))
+    except Exception as error:  # of whatever kind: it looks at its arguments in many places
+        section, values = "trainer", settings.trainer.model_extra or {}
+        if not values or "devices" in str(error):
+            section, values = "device", device
+        named = ", ".join(f"{section}.{key}={value}" for key, value in values.items())
+        remedy = "; device=cpu works everywhere" if section == "device" else ""
+        raise UserError(f"{named}: Lightning's Trainer says: {flat(error)}{remedy}") from error
+
+
+def callbacks_of(settings: Settings) -> list[pl.Callback]:
+    """Those that the configuration names."""
+    return [build("callbacks", section) for section in settings.section("callbacks").values()]
+
+
+def loggers_of(settings: Settings, folder: Path, next_step: int | None) -> list[Any]:
+    """Those that the configuration names, writing into a run's folder; of a resumed run, from its next step on."""
+    sections = settings.section("logger").values()
+    return [build("logger", section, save_dir=str(folder), next_step=next_step) for section in sections]
+
+
+def steps_in_block(settings: Settings, callbacks: Sequence[pl.Callback]) -> int:
+    """How many optimizer steps are taken at a time: one, if an argument or a callback is about single batches."""
+    reasons = [f"trainer.{name}" for name in BATCHWISE_ARGUMENTS & set(settings.trainer.model_extra or {})]
+    for callback in callbacks:
+        listens = any(getattr(type(callback), name) is not getattr(pl.Callback, name) for name in BATCHWISE_HOOKS)
+        if listens and not isinstance(callback, LearningRateMonitor | Timer):  # which count steps, not batches
+            reasons.append(type(callback).__name__)
+    if reasons and settings.fuse:
+        log.info("%s: every batch goes through Lightning's own loop, which is slower", ", ".join(sorted(reasons)))
+    return 1 if reasons else max(2, settings.trainer.log_every_n_steps)
+
+
+def quiet_libraries() -> None:
+    """Keep out of the output what Lightning says about itself, and advice that does not apply here."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # what is left to say goes where the run's own lines go
+        logging.getLogger(name).propagate = True
+    for name in ("callbacks.model_summary", "utilities.model_summary", "profilers.profiler"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_table)
+    for advice in (
+        "does not have many workers",  # the images are in memory: workers would only slow things down
+        "is smaller than the logging interval",  # log points include each epoch's end
+        "LeafSpec.* is deprecated",  # Lightning's affair
+        "It is recommended to use .*sync_dist=True",  # the module sums over the devices itself
+        "Using `DistributedSampler` with the dataloaders",  # lenet.data shares without repeating examples
+        "Total length of `list` across ranks is zero",  # data.val_size=0: nothing to validate on is what was asked for
+        "You requested to overfit but enabled",  # the batches come in the same order in each epoch
+        "GPU available but not used",  # the user said device=cpu
+        "Checkpoint directory .* exists and is not empty",  # of a run that is resumed
+        "Detected call of `lr_scheduler.step\\(\\)` before",  # the steps were taken before the run was resumed
+    ):
+        warnings.filterwarnings("ignore", f".*{advice}")
+
+
+def _is_table(record: logging.LogRecord) -> bool:
+    """What a profiler or a model summary says, which the user has asked for; and warnings."""
+    return record.levelno >= logging.WARNING or "\n" in record.getMessage()
