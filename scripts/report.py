@@ -1,4 +1,4 @@
-"""Write a run or a sweep as one page that opens without a network.
+"""Write the report of a run or a sweep: one HTML page that opens without a network.
 
     python scripts/report.py outputs/DATE/TIME
     python scripts/report.py outputs/multirun/DATE/TIME
@@ -17,7 +17,7 @@ from lenet.reports.report import write_report
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP", help="the folder of a run, or of a sweep")
+    parser.add_argument("folder", type=Path, metavar="RUN_OR_SWEEP", help="the folder of a run or of a sweep")
     with one_line_errors():
         print(write_report(parser.parse_args().folder))
 

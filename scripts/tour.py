@@ -1,10 +1,10 @@
-"""A walk through convolution and pooling, C1 to C18, and a look into a LeNet that is trained on the way.
+"""A tour of convolution and pooling, C1 to C18, and of a LeNet that is trained at the end.
 
     python scripts/tour.py                    printed, and saved with its pictures as outputs/tour.html
     python scripts/tour.py data=synthetic     without the data set
-    python scripts/tour.py layers=taps        the LeNet made of other layers than im2col's
+    python scripts/tour.py layers=taps        with another convolution algorithm than im2col in the LeNet
 
-Settings are those of train.py; they hold for the LeNet at the end, which trains for one epoch unless told otherwise.
+The settings are those of train.py. They apply to the LeNet, which trains for one epoch by default.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from lenet.cli import compose_settings, one_line_errors
 from lenet.config import Settings
+from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.reports.page import Page
 from lenet.reports.tour import add_lenet, add_stops
-from lenet.training.run import build_classifier, build_data, check, run
+from lenet.training.build import build_classifier, build_data
+from lenet.training.checkpoint import CHECKPOINTS, LAST, read
+from lenet.training.run import check, run
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")
@@ -30,21 +31,19 @@ DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    parser.add_argument("--output", type=Path, default=PROJECT / "outputs" / "tour.html", help="the page to write")
+    parser.add_argument("--output", type=Path, default=PROJECT / "outputs" / "tour.html", help="file of the page")
     arguments = parser.parse_args()
-    settings = compose_settings(PROJECT, *DEFAULTS, *arguments.settings)
+    settings = compose_settings(*DEFAULTS, *arguments.settings)
     check(settings)
 
-    page = Page(
-        "Convolution, step by step",
-        "What a convolution is, in numbers and pictures. The layers of this project computed them, from scratch.",
-    )
+    introduction = "What a convolution is, in numbers and pictures. This project's layers computed all of them."
+    page = Page("Convolution, step by step", introduction, printed=True)
     add_stops(page)
     save(page, arguments.output)
-    print("\nA LeNet is being trained …", file=sys.stderr)
+    print("\nTraining a LeNet …", file=sys.stderr)
     add_trained_lenet(page, settings)
     save(page, arguments.output)
-    print(f"\nThe page, with its pictures: {arguments.output}")
+    print(f"\nPage with pictures: {arguments.output}")
 
 
 def save(page: Page, path: Path) -> None:
@@ -56,15 +55,18 @@ def save(page: Page, path: Path) -> None:
 
 
 def add_trained_lenet(page: Page, settings: Settings) -> None:
-    """Train a LeNet and show it at work on the first test image."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = run(settings, Path(folder))
-        checkpoint = torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
-    classifier = build_classifier(settings, torch.device("cpu"))
-    classifier.load_state_dict(checkpoint["state_dict"])
+    """Train a LeNet, and show what it computes from the first test image."""
     data = build_data(settings)
-    _, test = data.load()
-    add_lenet(page, classifier.net, test.images[0] / 255, data.classes, result["test/acc"])
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"data: the tour needs a data set of images, not {type(data).__name__}; try data=synthetic")
+    data.setup()
+    classifier = build_classifier(settings, data)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = run(settings, Path(folder))
+        checkpoint = read(Path(folder) / CHECKPOINTS / LAST)
+    classifier.load_state_dict(checkpoint["state_dict"])
+    image = data.images("test").images[:1] / 255
+    add_lenet(page, classifier.net, image, data.class_names, metrics["test/acc"])
 
 
 if __name__ == "__main__":

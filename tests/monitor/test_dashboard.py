@@ -1,169 +1,186 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from google.protobuf import text_format
 from PIL import Image
-from torch import nn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from torch import Tensor, nn
 
-from lenet.data import synthetic
-from lenet.monitor.dashboard import THRESHOLDS, Evaluation, evaluating, mistakes, precision_recall
+from lenet.models import LeNet
+from lenet.monitor.dashboard import Dashboard, show_network
 from lenet.monitor.drawing import confusion
-from tests.conftest import Finished, TrainCommand
+from lenet.monitor.pictures import Evaluation, write_embedding
+from lenet.monitor.tensorboard import FIGURE_TAGS, RunLogger, read_events
+from lenet.training.module import Classifier
+from tests.monitor.training import Noise, fit
 
-SMALL = ("data=synthetic", "data.train_size=600", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=2")
-EPOCHLY = {
-    "network/filters",
-    "val/predictions",
-    "val/confusion",
-    "val/mistakes",
-    "network/act1",
-    "network/act2",
-}
-PARAMETERS = [f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1", "fc2", "fc3") for kind in ("weight", "bias")]
+OF_AN_EPOCH = {"val/predictions", "val/confusion", "val/mistakes"}
+NAMES = [f"class {number}" for number in range(10)]
 
 
-def drawn(count: int = 200, seed: int = 0) -> Evaluation:
-    """An evaluation of noise, in which the right class is a little more likely."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(10, size=count)
-    logits = random.normal(size=(count, 10)).astype(np.float32)
-    logits[np.arange(count), labels] += 1
-    return Evaluation(random.integers(256, size=(count, 28, 28), dtype=np.uint8), labels, logits)
+class Residual(nn.Module):
+    """No Sequential, and activations that are no layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images).relu()
+        scores: Tensor = self.head((hidden + self.norm(self.second(hidden))).relu())
+        return scores.mean((2, 3))
+
+
+def normalized() -> LeNet:
+    return LeNet(norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
-def run(train_command: TrainCommand) -> Finished:
-    run = train_command(*SMALL)
-    assert run.status == 0, run.stderr
-    return run
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    fit([Dashboard()], RunLogger(folder), test=True)
+    return folder
 
 
-def test_every_epoch_has_its_pictures_and_the_test_one(run: Finished) -> None:
-    assert set(run.events.Tags()["images"]) == EPOCHLY | {"test/confusion"}
-    for tag in EPOCHLY:
-        assert [image.step for image in run.events.images.Items(tag)] == [2, 4]
-    assert len(run.events.Images("test/confusion")) == 1
+@pytest.fixture(scope="module")
+def events(run: Path) -> EventAccumulator:
+    return read_events(run)
 
 
-def test_every_epoch_has_histograms_of_weights_and_gradients(run: Finished) -> None:
-    tags = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in PARAMETERS}
-    assert set(run.events.Tags()["histograms"]) == tags
-    for tag in tags:
-        assert [histogram.step for histogram in run.events.Histograms(tag)] == [2, 4]
-    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    weight = checkpoint["state_dict"]["net.fc1.weight"]
-    histogram = run.events.Histograms("weights/fc1.weight")[-1].histogram_value
-    assert histogram.num == weight.numel() == sum(histogram.bucket)
-    assert histogram.max == pytest.approx(weight.max().item())
-    below = (weight <= histogram.bucket_limit[9]).sum().item()
-    assert abs(sum(histogram.bucket[:10]) - below) <= 2  # of 48,000; where a value is a limit
+def test_every_epoch_has_its_pictures_and_the_test_one(events: EventAccumulator) -> None:
+    of_an_epoch = OF_AN_EPOCH | {"network/filters", "network/conv1", "network/conv2"}
+    assert set(events.Tags()["images"]) == of_an_epoch | {"test/confusion"}
+    for tag in of_an_epoch:
+        assert [image.step for image in events.Images(tag)] == [4, 8]
+    assert [image.step for image in events.Images("test/confusion")] == [8]
 
 
-def test_every_class_has_a_curve_of_precision_and_recall(run: Finished) -> None:
-    curves = [tag for tag in run.events.Tags()["tensors"] if tag.startswith("val/")]
-    assert curves == [f"val/{name}" for name in synthetic.CLASSES]
+def test_every_epoch_has_histograms_of_weights_and_gradients(events: EventAccumulator) -> None:
+    names = [name for name, _ in LeNet().named_parameters()]
+    assert set(events.Tags()["histograms"]) == {f"{kind}/{name}" for kind in ("weights", "gradients") for name in names}
+    histogram = events.Histograms("gradients/fc1.weight")[-1].histogram_value
+    assert histogram.num == sum(histogram.bucket) == 48_000
+    assert histogram.min < histogram.max
 
 
-def test_the_confusion_matrix_shows_the_test_accuracy(run: Finished) -> None:
-    saved = run.events.Images("test/confusion")[0].encoded_image_string
-    data = np.genfromtxt(run.folder / "projector" / "labels.tsv", dtype=str, delimiter="\t", skip_header=1)
-    place = {name: number for number, name in enumerate(synthetic.CLASSES)}
+def test_every_class_has_a_precision_recall_curve(events: EventAccumulator) -> None:
+    assert {f"val/{name}" for name in NAMES} <= set(events.Tags()["tensors"])
+
+
+def test_the_figure_is_drawn_by_epoch(events: EventAccumulator) -> None:
+    for tag, source in zip(FIGURE_TAGS, ("train/loss", "train/acc", "val/acc"), strict=True):
+        points = [(point.step, point.value) for point in events.Scalars(tag)]
+        assert points == list(enumerate((point.value for point in events.Scalars(source)), start=1))
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_the_confusion_matrix_and_the_projector_show_the_test_images(run: Path, events: EventAccumulator) -> None:
+    rows = [line.split("\t") for line in (run / "projector" / "labels.tsv").read_text().splitlines()[1:]]
     counts = np.zeros((10, 10), int)
-    for true, predicted, verdict in data:
-        counts[place[true], place[predicted]] += 1
-        assert verdict == ("right" if true == predicted else "wrong")
-    assert counts.trace() / counts.sum() == pytest.approx(run.metrics["test/acc"])
-    expected = np.asarray(confusion(counts, synthetic.CLASSES).convert("RGB"))
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(saved)).convert("RGB")), expected)
+    for true, predicted, _ in rows:
+        counts[NAMES.index(true), NAMES.index(predicted)] += 1
+    assert counts.trace() / 24 == pytest.approx(events.Scalars("test/acc")[0].value)
+    logged = Image.open(io.BytesIO(events.Images("test/confusion")[0].encoded_image_string)).convert("L")
+    drawn = confusion(counts, NAMES).convert("L")
+    assert np.abs(np.asarray(logged).astype(int) - np.asarray(drawn)).max() < 40  # the palette has fewer shades
+    assert np.fromfile(run / "projector" / "points.bytes", np.float32).shape == (24 * 84,)
 
 
-def test_minimal_leaves_the_curves(train_here: TrainCommand) -> None:
-    run = train_here(*SMALL, "dashboard=minimal")
-    tags = run.events.Tags()
-    assert (tags["images"], tags["histograms"], tags["tensors"]) == ([], [], ["config/text_summary"])
-    assert not any(tag.startswith(("figure/", "final/")) for tag in tags["scalars"])
-    assert not (run.folder / "projector").exists()
-    assert run.metrics["dashboard_seconds"] == 0
-
-
-def test_pictures_change_nothing_of_the_training(train_here: TrainCommand) -> None:
-    for model in ("lenet", "lenet_norm"):
-        full, minimal = (
-            torch.load(
-                train_here(*SMALL, f"model={model}", f"dashboard={kind}").folder / "checkpoints" / "last.ckpt",
-                weights_only=True,
-            )["state_dict"]
-            for kind in ("full", "minimal")
-        )
-        assert all(torch.equal(value, minimal[name]) for name, value in full.items())
-
-
-def test_where_the_test_images_are_evaluated_after_each_epoch(train_here: TrainCommand) -> None:
-    run = train_here(*SMALL, "data.val_size=0", "test_every_epoch=true")
-    assert set(run.events.Tags()["images"]) == {"network/filters", "test/confusion"}
-    assert [image.step for image in run.events.images.Items("test/confusion")] == [6]
-    assert run.scalars("figure/held_out_acc") == [
-        (1, run.scalars("test/acc")[0][1]),
-        (2, run.scalars("test/acc")[1][1]),
-    ]
+@pytest.mark.parametrize("net", [LeNet, normalized])
+def test_drawing_does_not_change_training(tmp_path: Path, net: Callable[[], nn.Module]) -> None:
+    states = []
+    for callbacks in ([], [Dashboard()]):
+        torch.manual_seed(3)
+        module = Classifier(net(), seed=0)
+        states.append(fit(callbacks, RunLogger(tmp_path), module=module).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize(
-    ("images", "measure"), [([], "val/acc"), (["data.val_size=0", "test_every_epoch=true"], "test/acc")]
+    ("net", "maps", "hidden"),
+    [
+        (Residual(), {"network/filters", "network/first", "network/second", "network/head"}, 3),
+        (nn.Sequential(nn.Flatten(), nn.Linear(81, 5), nn.ReLU(), nn.Linear(5, 3)), set(), 5),
+    ],
+    ids=["without linear layers", "without convolutions"],
 )
-def test_the_figure_has_no_point_where_nothing_was_evaluated(
-    train_here: TrainCommand, images: list[str], measure: str
-) -> None:
-    run = train_here(*SMALL, *images, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2")
-    assert run.scalars("figure/held_out_acc") == [(2, run.scalars(measure)[0][1])]
-    assert len(run.scalars("figure/train_acc")) == 3
-    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["epoch"] == 2
+def test_other_networks_show_what_they_have(tmp_path: Path, net: nn.Module, maps: set[str], hidden: int) -> None:
+    fit([Dashboard()], RunLogger(tmp_path), data=Noise(size=9, classes=3), module=Classifier(net), test=True)
+    assert set(read_events(tmp_path).Tags()["images"]) == maps | OF_AN_EPOCH | {"test/confusion"}
+    assert (tmp_path / "projector" / "points.bytes").stat().st_size == 24 * hidden * 4
 
 
-def test_probabilities_are_softmax_and_counts_are_counted() -> None:
-    evaluation = drawn()
-    expected = torch.from_numpy(evaluation.logits).softmax(dim=1)
-    torch.testing.assert_close(torch.from_numpy(evaluation.probabilities), expected)
-    assert evaluation.counts.sum() == 200
-    for true, given in ((3, 3), (3, 4)):
-        both = (evaluation.labels == true) & (evaluation.predicted == given)
-        assert evaluation.counts[true, given] == both.sum()
+def test_test_images_that_are_evaluated_each_epoch_are_shown_at_the_end(tmp_path: Path) -> None:
+    fit([Dashboard()], RunLogger(tmp_path), data=Noise(stages=("test",)))
+    events = read_events(tmp_path)
+    assert [image.step for image in events.Images("test/confusion")] == [8]
+    assert not OF_AN_EPOCH & set(events.Tags()["images"])
+    assert len(events.Scalars("figure/held_out_acc")) == 2
 
 
-def test_precision_and_recall_by_their_definition() -> None:
-    evaluation = drawn()
-    curves = precision_recall(evaluation)
-    for label, step in ((0, 0), (2, 5), (7, 40), (9, THRESHOLDS - 1)):
-        positive = evaluation.probabilities[:, label] >= step / (THRESHOLDS - 1)
-        of_class = evaluation.labels == label
-        true, false = (positive & of_class).sum(), (positive & ~of_class).sum()
-        negative, missed = (~positive & ~of_class).sum(), (~positive & of_class).sum()
-        precision, recall = true / max(1, true + false), true / max(1, true + missed)
-        assert curves[label, :, step].tolist() == [true, false, negative, missed, precision, recall]
+def test_the_figure_has_no_point_where_nothing_was_validated(tmp_path: Path) -> None:
+    fit([Dashboard()], RunLogger(tmp_path), max_epochs=3, check_val_every_n_epoch=2)
+    assert [point.step for point in read_events(tmp_path).Scalars("figure/held_out_acc")] == [2]
+
+
+def test_without_tensorboard_nothing_is_drawn() -> None:
+    dashboard = Dashboard()
+    fit([dashboard], logger=False, test=True)
+    assert dashboard.stopwatch.seconds == 0
+
+
+def evaluation(labels: list[int], predicted: list[int], certainty: list[float]) -> Evaluation:
+    probabilities = np.full((len(labels), 10), 0.01)
+    probabilities[range(len(labels)), predicted] = certainty
+    images = np.random.default_rng(0).integers(256, size=(len(labels), 28, 28), dtype=np.uint8)
+    return Evaluation(images, np.array(labels), probabilities, probabilities[:, :7], NAMES)
+
+
+def test_counts_have_true_classes_as_rows() -> None:
+    counts = evaluation([3, 3, 3, 0], [4, 4, 3, 0], [0.5] * 4).counts
+    assert (counts[3, 4], counts[3, 3], counts[0, 0], counts.sum()) == (2, 1, 1, 4)
 
 
 def test_mistakes_are_those_made_with_most_certainty() -> None:
-    labels = np.array([0, 1, 2, 3])
-    logits = np.zeros((4, 10), np.float32)
-    logits[0, 0] = 9  # right
-    logits[1, 5], logits[2, 6], logits[3, 7] = 2, 3, 1
-    classes = [f"class {number}" for number in range(10)]
-    picture = mistakes(Evaluation(np.zeros((4, 28, 28), np.uint8), labels, logits), classes)
-    assert picture is not None
-    ordered = mistakes(Evaluation(np.zeros((3, 28, 28), np.uint8), labels[[2, 1, 3]], logits[[2, 1, 3]]), classes)
-    assert ordered is not None
-    assert picture.tobytes() == ordered.tobytes()
-    assert mistakes(Evaluation(np.zeros((1, 28, 28), np.uint8), labels[:1], logits[:1]), classes) is None
+    assert evaluation([0, 1, 2, 3], [0, 5, 6, 7], [0.9, 0.5, 0.8, 0.3]).mistakes.tolist() == [2, 1, 3]
 
 
-def test_evaluating_restores_what_was() -> None:
-    net = nn.Sequential(nn.BatchNorm1d(2))
-    with evaluating(net):
-        assert not net[0].training
-        assert not torch.is_grad_enabled()
-    assert net[0].training
-    assert torch.is_grad_enabled()
+def test_the_projector_has_points_images_and_labels(tmp_path: Path) -> None:
+    test = evaluation([0] * 5, [1] * 5, [0.5] * 5)
+    write_embedding(tmp_path, test)
+    (embedding,) = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings
+    saved = np.fromfile(tmp_path / embedding.tensor_path, np.float32)
+    assert np.array_equal(saved.reshape(embedding.tensor_shape), test.hidden.astype(np.float32))
+    labels = (tmp_path / embedding.metadata_path).read_text().splitlines()[1:]
+    assert labels == ["class 0\tclass 1\twrong"] * 5
+    sprites = np.asarray(Image.open(tmp_path / embedding.sprite.image_path))
+    assert sprites.shape == (84, 84)  # three by three
+    fourth = 255 - sprites[28:56, :28].astype(int)
+    assert np.abs(fourth - test.images[3]).mean() < 30  # noise, as JPEG keeps it
+    assert (sprites[56:, 28:] > 250).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        *(([1.0, 1.0 + 1e-7], True), ([0.0, 1e-44], True), ([2.0, 2.0], True), ([1e30, -1e30], True)),
+        *(([1.0, float("nan")], False), ([float("inf"), 0.0], False), ([1e30, 1e30], False)),
+    ],
+)
+def test_a_histogram_of_any_values_is_drawn_or_left_out(tmp_path: Path, values: list[float], drawn: bool) -> None:
+    logger, net = RunLogger(tmp_path), nn.Linear(2, 1, bias=False)
+    net.weight.data = torch.tensor([values])
+    show_network(logger.experiment, net, step=1)
+    logger.flush()
+    events = read_events(tmp_path)
+    assert events.Tags()["histograms"] == (["weights/weight"] if drawn else [])
+    if drawn:
+        assert sum(events.Histograms("weights/weight")[0].histogram_value.bucket) == 2

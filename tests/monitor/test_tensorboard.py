@@ -1,136 +1,139 @@
 from __future__ import annotations
 
+import logging
 import math
-import time
+import os
+import resource
+import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-from tensorboard.plugins.hparams.metadata import (
-    EXPERIMENT_TAG,
-    SESSION_END_INFO_TAG,
-    SESSION_START_INFO_TAG,
-    parse_experiment_plugin_data,
-    parse_session_end_info_plugin_data,
-    parse_session_start_info_plugin_data,
-)
+from tensorboard.plugins.hparams import metadata as hparams
 
-from lenet.cli import compose_settings
-from lenet.models.lenet import LeNet
-from lenet.monitor.events import read
+from lenet.errors import UserError
+from lenet.models import LeNet, stages
 from lenet.monitor.hyperparameters import hyperparameters
-from lenet.monitor.tensorboard import FIGURE_TAGS, FINAL_TAGS, RunLogger
-from lenet.training.run import TAGS
-from tests.commands import PROJECT
-from tests.conftest import Finished
+from lenet.monitor.tensorboard import FINAL_TAGS, RunLogger, read_events
+from tests.monitor.training import event_files, fit
 
 
-def test_a_run_writes_one_event_file(finished_run: Finished) -> None:
-    assert len(list(finished_run.folder.rglob("events.out.tfevents.*"))) == 1
+def test_fitting_and_testing_write_one_event_file_and_nothing_else(tmp_path: Path) -> None:
+    fit([], RunLogger(tmp_path), test=True)
+    assert list(tmp_path.iterdir()) == event_files(tmp_path)
+    assert len(event_files(tmp_path)) == 1
+    assert {"train/loss", "val/acc", "test/acc", "lr"} <= set(read_events(tmp_path).Tags()["scalars"])
 
 
-def test_every_tag_is_there_and_nothing_else(finished_run: Finished) -> None:
-    assert set(finished_run.events.Tags()["scalars"]) == {*TAGS, *FIGURE_TAGS, *FINAL_TAGS}
+def test_a_resumed_run_hides_the_steps_that_it_repeats(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.describe("a: 1\n", stages(LeNet()))
+    for step in (1, 2, 3):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.flush()
+    logger = RunLogger(tmp_path, next_step=3)
+    logger.describe("a: 2\n", stages(LeNet()))
+    logger.log_metrics({"loss": 30.0}, 3)
+    logger.flush()
+    assert len(event_files(tmp_path)) == 2
+    events = read_events(tmp_path)
+    assert [(point.step, point.value) for point in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("config/text_summary")]
+    assert ["a: 1" in texts[0], "a: 2" in texts[1]] == [True, True]
 
 
-@pytest.mark.parametrize("tag", sorted(set(TAGS) - {"test/loss", "test/acc"}))
-def test_a_point_an_epoch_at_the_optimizer_step(finished_run: Finished, tag: str) -> None:
-    assert [step for step, _ in finished_run.scalars(tag)] == [20, 40, 60]  # 20 steps an epoch
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_file_counts_up_to_the_damage(tmp_path: Path, damage: str) -> None:
+    for first in (1, 3):
+        logger = RunLogger(tmp_path, next_step=None if first == 1 else first)
+        for step in (first, first + 1):
+            logger.log_metrics({"loss": float(step)}, step)
+        logger.flush()
+    path = event_files(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content[:-5] if damage == "truncated" else content)
+    assert [point.step for point in read_events(tmp_path).Scalars("loss")] == [1, 3, 4]
 
 
-@pytest.mark.parametrize("tag", ["test/loss", "test/acc"])
-def test_the_test_images_are_evaluated_once(finished_run: Finished, tag: str) -> None:
-    assert len(finished_run.scalars(tag)) == 1
-
-
-@pytest.mark.parametrize("tag", TAGS)
-def test_metrics_json_holds_the_last_point(finished_run: Finished, tag: str) -> None:
-    assert finished_run.metrics[tag] == pytest.approx(finished_run.scalars(tag)[-1][1], rel=1e-6)
-
-
-def test_the_resolved_configuration_is_there_as_text(finished_run: Finished) -> None:
-    (event,) = finished_run.events.Tensors("config/text_summary")
-    text = event.tensor_proto.string_val[0].decode()
-    assert "torch.optim.Adam" in text
-    assert "${" not in text
-
-
-def test_the_graph_is_the_list_of_stages(finished_run: Finished) -> None:
-    nodes = list(finished_run.events.Graph().node)
-    assert [node.name for node in nodes] == ["image", *LeNet()._modules]
+def test_the_graph_is_the_list_of_stages(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path)
+    logger.describe("", stages(LeNet()))
+    logger.flush()
+    nodes = list(read_events(tmp_path).Graph().node)
+    assert [node.name for node in nodes] == ["image", *(name for name, _ in LeNet().named_children())]
     assert all(node.input == [before.name] for before, node in pairwise(nodes))
     conv2 = next(node for node in nodes if node.name == "conv2")
     assert (conv2.op, conv2.attr["parameters"].i) == ("Conv2d", 2416)
     assert [size.size for size in conv2.attr["_output_shapes"].list.shape[0].dim] == [16, 10, 10]
 
 
-def test_the_tutorials_figure_has_epochs_below(finished_run: Finished) -> None:
-    for tag, source in zip(FIGURE_TAGS, ("train/loss", "train/acc", "val/acc"), strict=True):
-        points = [value for _, value in finished_run.scalars(source)]
-        assert finished_run.scalars(tag) == list(zip([1, 2, 3], points, strict=True))
-    (event,) = finished_run.events.Tensors("custom_scalars__config__")
-    layout = Layout.FromString(event.tensor_proto.string_val[0])
-    assert list(layout.category[0].chart[0].multiline.tag) == list(FIGURE_TAGS)
-
-
-def test_the_row_to_compare_runs_by_is_complete(finished_run: Finished) -> None:
-    contents = finished_run.events.PluginTagToContent("hparams")
-    start = parse_session_start_info_plugin_data(contents[SESSION_START_INFO_TAG])
-    assert start.hparams["optimizer"].string_value == "Adam"
-    assert start.hparams["optimizer.lr"].number_value == 0.001
-    experiment = parse_experiment_plugin_data(contents[EXPERIMENT_TAG])
-    assert [info.name.tag for info in experiment.metric_infos] == list(FINAL_TAGS)
-    assert {info.name for info in experiment.hparam_infos} == set(start.hparams)
-    for tag, (source, *_) in FINAL_TAGS.items():
-        assert finished_run.scalars(tag)[0][1] == pytest.approx(finished_run.metrics[source], rel=1e-6)
-    assert parse_session_end_info_plugin_data(contents[SESSION_END_INFO_TAG]).status == STATUS_SUCCESS
-
-
-def test_a_run_that_fails_is_told_from_one_that_goes_on(tmp_path: Path) -> None:
+def test_a_finished_run_is_a_row_of_the_hparams_tab(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
-    logger.begin_comparison({"optimizer.lr": 0.5})
-    logger.close()
-    contents = read(tmp_path).PluginTagToContent("hparams")
-    assert parse_session_end_info_plugin_data(contents[SESSION_END_INFO_TAG]).status == STATUS_FAILURE
-
-
-@pytest.mark.parametrize("values", [[1.0, 1.0 + 1e-7], [0.0, 1e-44], [2.0, 2.0], [1e30, -1e30]])
-def test_a_histogram_of_values_that_hardly_differ(tmp_path: Path, values: list[float]) -> None:
-    logger = RunLogger(tmp_path)
-    logger.histogram("weights", np.array(values, np.float32), step=1)
-    logger.close()
-    histogram = read(tmp_path).Histograms("weights")[0].histogram_value
-    assert sum(histogram.bucket) == histogram.num == 2
-    assert np.isfinite(histogram.sum_squares)
-
-
-def test_what_was_not_measured_is_no_number(tmp_path: Path) -> None:
-    logger = RunLogger(tmp_path)
-    logger.begin_comparison({"optimizer.lr": 0.5})
-    logger.finish_comparison({"train/loss": 0.5, "val/acc": None, "test/acc": 0.25})
-    logger.close()
-    values = {tag: read(tmp_path).Scalars(tag)[0].value for tag in FINAL_TAGS}
+    logger.log_comparison({"optimizer": "Adam", "optimizer.lr": 0.5}, {"train/loss": 0.5, "test/acc": 0.25}, step=7)
+    logger.flush()
+    assert len(list(tmp_path.iterdir())) == 1
+    events = read_events(tmp_path)
+    values = {tag: events.Scalars(tag)[0].value for tag in FINAL_TAGS}
     assert values["final/held_out_acc"] == values["final/test_acc"] == 0.25
     assert math.isnan(values["final/train_acc"])
+    contents = events.PluginTagToContent("hparams")
+    start = hparams.parse_session_start_info_plugin_data(contents[hparams.SESSION_START_INFO_TAG])
+    assert start.hparams["optimizer"].string_value == "Adam"
+    assert start.hparams["optimizer.lr"].number_value == 0.5
+    experiment = hparams.parse_experiment_plugin_data(contents[hparams.EXPERIMENT_TAG])
+    assert {info.name.tag for info in experiment.metric_infos} == set(FINAL_TAGS)
 
 
-@pytest.mark.parametrize("choice", ["model=lenet_norm", "optimizer=adamw", "scheduler=onecycle", "experiment=sprint"])
-def test_all_runs_are_compared_by_the_same_keys_of_the_same_types(choice: str) -> None:
-    one, other = (hyperparameters(compose_settings(PROJECT, *overrides)) for overrides in ([], [choice]))
-    assert {key: type(value) for key, value in one.items()} == {key: type(value) for key, value in other.items()}
-    assert one != other
+def test_all_runs_are_compared_by_the_same_keys_of_the_same_types() -> None:
+    runs = [
+        {},
+        {"model": {"_target_": "mine.Net"}, "trainer": {"max_epochs": None}, "device": {"devices": "auto"}},
+        {
+            "model": {"_target_": "lenet.models.LeNet", "activation": {"_target_": "torch.nn.Tanh", "_partial_": True}},
+            "optimizer": {"_target_": "torch.optim.SGD", "lr": 1, "nesterov": True},
+            "device": {"accelerator": "cpu", "devices": 1},
+            "fuse": False,
+        },
+    ]
+    rows = [hyperparameters(run) for run in runs]
+    types = [{key: type(value) for key, value in row.items()} for row in rows]
+    assert types[0] == types[1] == types[2]
+    chosen = ("model", "model.activation", "optimizer", "optimizer.lr", "optimizer.nesterov", "device", "fuse")
+    assert [rows[2][key] for key in chosen] == ["LeNet", "Tanh", "SGD", 1.0, "true", "cpu", "false"]
+    assert rows[1]["model"] == "Net"
 
 
-def test_an_event_is_on_the_disk_within_five_seconds(tmp_path: Path) -> None:
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """This process can write no file of more than 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_ends_tensorboard_but_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.WARNING, logger="lenet")
     logger = RunLogger(tmp_path)
-    logger.experiment.add_scalar("early", 1.0)  # the first event is written at once, with the file's beginning
-    logger.experiment.flush()
-    logger.log_metrics({"late": 2.0}, step=7)
-    deadline = time.monotonic() + 5.5  # five seconds, and what the thread takes to write it
-    while "late" not in read(tmp_path).Tags()["scalars"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    logger.close()
+    for step in range(2000):
+        logger.log_metrics({"loss": float(step)}, step)
+    logger.flush()
+    logger.finalize("success")
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "lenet.monitor.tensorboard"]
+    assert str(tmp_path) in warning
+    assert os.strerror(27) in warning  # the file is too large
+    assert "Traceback" not in capfd.readouterr().err
+    assert len(read_events(tmp_path).Scalars("loss")) > 100
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/run"):
+        RunLogger(tmp_path / "file" / "run").describe("", [])

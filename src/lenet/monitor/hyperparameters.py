@@ -1,54 +1,37 @@
-"""The settings by which runs are compared: a fixed list, of which each run has each, under the key that sets it.
+"""The settings by which TensorBoard's HParams tab compares runs."""
 
-Other settings, such as further arguments of the Trainer, are in the configuration that TensorBoard shows as text.
-"""
-
-from __future__ import annotations
-
-from lenet.config import NormalizedLeNet, Settings
+import math
+from collections.abc import Mapping
+from typing import Any
 
 NONE = "–"
 """Where a run has no such setting: SGD has no betas."""
 
-FOREMOST = ("data.batch_size", "model.activation", "optimizer", "optimizer.lr", "seed")
-"""What most comparisons are about."""
+NUMBERS = ("optimizer.lr", "optimizer.weight_decay", "data.batch_size", "data.val_size", "trainer.max_epochs", "seed")
+
+TEXTS = (
+    *("model", "model.activation", "model.pool", "model.norm", "model.channels", "model.hidden", "model.dropout"),
+    *("layers.algorithm", "init", "loss", "optimizer", "optimizer.momentum", "optimizer.nesterov", "optimizer.betas"),
+    *("optimizer.eps", "scheduler", "scheduler.final_lr", "scheduler.warmup_fraction", "scheduler.shape", "data"),
+    *("trainer.max_steps", "trainer.gradient_clip_val", "precision", "fuse"),
+    *("device", "device.devices", "device.num_nodes"),
+)
 
 
-def hyperparameters(settings: Settings) -> dict[str, float | str]:
-    """By key. A key has the same type in every run: what not all have is text."""
-    model, optimizer, scheduler = settings.model, settings.optimizer, settings.scheduler
-    limit = settings.trainer.max_steps
-    return {
-        "model": _name(model.target),
-        "model.activation": _name(model.activation.target),
-        "model.pool": _name(model.pool.target),
-        "model.norm": _name(model.norm.target) if isinstance(model, NormalizedLeNet) else NONE,
-        "layers.algorithm": settings.layers.algorithm or "builtin",
-        "optimizer": _name(optimizer.target),
-        "optimizer.lr": optimizer.lr,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        **{f"optimizer.{name}": _optional(optimizer, name) for name in ("momentum", "nesterov", "betas", "eps")},
-        "scheduler": _name(scheduler.target) if scheduler else "none",
-        **{f"scheduler.{name}": _optional(scheduler, name) for name in ("final_lr", "warmup_fraction", "shape")},
-        "data": _name(settings.data.target).removesuffix("DataModule"),
-        "data.batch_size": float(settings.data.batch_size),
-        "data.val_size": float(settings.data.val_size),
-        "trainer.max_epochs": float(settings.trainer.max_epochs),
-        "trainer.max_steps": NONE if limit == -1 else str(limit),
-        "trainer.gradient_clip_val": _optional(settings.trainer, "gradient_clip_val"),
-        "seed": float(settings.seed),
-        "precision": settings.precision,
-        "fuse": str(settings.fuse).lower(),
-        "device": settings.device.accelerator,
-        "device.devices": float(settings.device.devices),
-        "device.num_nodes": float(settings.device.num_nodes),
-    }
+def hyperparameters(settings: Mapping[str, Any]) -> dict[str, float | str]:
+    """Pick them from a run's plain settings. Every run has the same keys with the same types.
 
-
-def _name(target: str) -> str:
-    return target.rpartition(".")[2]
-
-
-def _optional(section: object, name: str) -> str:
-    value = getattr(section, name, None)
-    return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    A class is named without its modules ("Adam"). A missing number is NaN, a missing text is NONE.
+    """
+    picked: dict[str, float | str] = {}
+    for key in (*TEXTS, *NUMBERS):
+        value: Any = settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):  # a section: its class, or the kind of device
+            value = str(value.get("_target_") or value.get("accelerator") or NONE).rpartition(".")[2]
+        if key in NUMBERS:
+            picked[key] = float(value) if isinstance(value, int | float) else math.nan
+        else:
+            picked[key] = NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return picked

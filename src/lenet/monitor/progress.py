@@ -1,90 +1,61 @@
-"""What a run says while it trains: a line an epoch, and on a terminal a bar below the lines."""
+"""Console progress: a line an epoch, and on a terminal a bar below the lines."""
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from lenet.data.module import Block
-from lenet.monitor.throughput import Throughput
-from lenet.training.module import Classifier, steps_per_epoch
+if TYPE_CHECKING:
+    from lenet.training.module import Classifier
 
 log = logging.getLogger(__name__)
 
+BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left{postfix}"
+
 
 class Progress(pl.Callback):
-    """Logs a line an epoch; on a terminal also shows a bar, which is drawn anew at log points alone.
+    """Logs a line an epoch. On a terminal also shows a bar, with loss and accuracy as of the last block of batches."""
 
-    Args:
-        throughput: knows the examples per second.
-    """
-
-    def __init__(self, throughput: Throughput) -> None:
-        self._throughput = throughput
-        self._bar: tqdm[Any] | None = None
-        self._evaluated = False
-        self._steps_before = 0
+    def __init__(self) -> None:
+        self._bar = tqdm(disable=True)
+        self._validated = False  # in this epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluated = False
-        if sys.stdout.isatty() and trainer.is_global_zero:
-            self._steps_before = trainer.global_step
-            left = trainer.max_steps - trainer.global_step if trainer.max_steps != -1 else math.inf
-            self._bar = tqdm(
-                total=int(min(steps_per_epoch(trainer), left)),
-                desc=_epoch(trainer),
-                unit="step",
-                leave=False,
-                file=sys.stdout,
-                dynamic_ncols=True,
-                mininterval=0,  # log points are rare enough
-                miniters=1,
-                bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}",
-            )
+        self._validated = False
+        hidden = not (sys.stdout.isatty() and trainer.is_global_zero)
+        options = {"file": sys.stdout, "leave": False, "dynamic_ncols": True, "bar_format": BAR}
+        self._bar = tqdm(total=trainer.num_training_batches, desc=_epoch(trainer), disable=hidden, **options)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Block, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Classifier)
-        if pl_module.at_log_point:
-            # Read on every device, bar or no bar, as the devices do it together.
-            pl_module.read_training_tally()
-            if self._bar is not None:
-                tally = pl_module.training_tally
-                rate = self._throughput.examples_per_sec
-                speed = f", {rate:,.0f} examples/s" if rate else ""  # nothing to tell just after the warm-up
-                self._bar.set_postfix_str(f"loss {tally.loss:.3f}, acc {tally.acc:.3f}{speed}", refresh=False)
-                self._bar.update(trainer.global_step - self._steps_before - self._bar.n)
+        sums = cast("Classifier", pl_module).running
+        if sums.images and not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {sums.mean_loss:.3f}, acc {sums.accuracy:.3f}", refresh=False)
+        self._bar.update()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluated = True
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        self._close_bar()
-        pl_module.finish_epoch()
-        metrics = pl_module.metrics
-        parts = [
-            f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}"
-            for stage in (("train", "val", "test") if self._evaluated else ("train",))
-            if f"{stage}/loss" in metrics
-        ]
-        rate = f"{metrics['train/examples_per_sec']:,.0f} examples/s"
+        self._bar.close()
+        classifier = cast("Classifier", pl_module)
+        classifier.finish_epoch()
+        metrics, parts = classifier.metrics, []
+        for stage in ("train", "val", "test") if self._validated else ("train",):
+            if f"{stage}/loss" in metrics:
+                parts.append(f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}")
+        if rate := metrics.get("train/examples_per_sec"):
+            parts.append(f"{rate:,.0f} examples/s")
         ended = f"; trainer.max_steps={trainer.max_steps} ends it" if trainer.global_step == trainer.max_steps else ""
-        log.info("%s: %s%s", _epoch(trainer), ", ".join([*parts, rate]), ended)
+        log.info("%s: %s%s", _epoch(trainer), ", ".join(parts), ended)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close_bar()
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
 
 
 def _epoch(trainer: pl.Trainer) -> str:

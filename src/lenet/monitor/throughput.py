@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
-from torch import Tensor
 
-from lenet.data.module import Block, BlockSampler
-from lenet.training.module import Classifier
+if TYPE_CHECKING:
+    from lenet.training.module import Classifier
 
 
 class Stopwatch:
-    """Adds up wall time; can be stopped and started again, or runs while a `with` block does.
-
-    Args:
-        seconds: what it shows at first.
-    """
+    """Adds up wall time, from `seconds` on. In a `with` statement, it runs during the block."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._elapsed = seconds
@@ -33,8 +28,7 @@ class Stopwatch:
             self._started = time.perf_counter()
 
     def stop(self) -> None:
-        self._elapsed = self.seconds
-        self._started = None
+        self._elapsed, self._started = self.seconds, None
 
     def __enter__(self) -> None:
         self.start()
@@ -43,82 +37,47 @@ class Stopwatch:
         self.stop()
 
 
-class Throughput(pl.Callback):
-    """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
-
-    The clock includes loading, logging, checkpoints and all of the trainer's own work; it leaves out validation. It is
-    read at log points alone. Before it starts, libraries have set themselves up, in steps on random images. (A clock
-    that starts when the batch is at hand, as d2l.ai's does, measures the step only.)
-
-    Attributes:
-        stopwatch: seconds of training in all.
-        images: trained on in all, over all devices.
-    """
+class TimedCallback(pl.Callback):
+    """A callback with a stopwatch, whose time a checkpoint keeps."""
 
     def __init__(self) -> None:
         self.stopwatch = Stopwatch()
-        self.images = 0
-        self._last_seconds = 0.0
-        self._last_images = 0
-
-    @property
-    def examples_per_sec(self) -> float:
-        """Since the last epoch's end."""
-        seconds = self.stopwatch.seconds - self._last_seconds
-        return (self.images - self._last_images) / seconds if seconds > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that is resumed goes on with."""
-        return {
-            "seconds": self.stopwatch.seconds,
-            "images": self.images,
-            "last_seconds": self._last_seconds,
-            "last_images": self._last_images,
-        }
+        return {"seconds": self.stopwatch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with that."""
-        self.stopwatch, self.images = Stopwatch(state_dict["seconds"]), state_dict["images"]
-        self._last_seconds, self._last_images = state_dict["last_seconds"], state_dict["last_images"]
+        self.stopwatch = Stopwatch(state_dict["seconds"])
+
+
+class Throughput(TimedCallback):
+    """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
+
+    The clock includes loading, logging, checkpoints and all of the trainer's own work; it leaves out validation. (A
+    clock that starts when the batch has been loaded, as d2l.ai's does, measures the optimizer step only.)
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
-        assert isinstance(pl_module, Classifier)
-        assert isinstance(sampler, BlockSampler)
-        with trainer.precision_plugin.forward_context():
-            pl_module.warm_up(sampler.batches.own_sizes)
+        self._before = self.stopwatch.seconds, cast("Classifier", pl_module).images_trained
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Block, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Classifier)
-        self.images = pl_module.images_trained
-
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            wait_for_device(pl_module)
-            self.stopwatch.stop()
+        next(pl_module.parameters()).flatten()[0].item()  # returns when the device has done all it was given
+        self.stopwatch.stop()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.stopwatch.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        pl_module.finish_epoch()
-        wait_for_device(pl_module)
-        pl_module.publish({"train/examples_per_sec": self.examples_per_sec})
-        self._last_seconds, self._last_images = self.stopwatch.seconds, self.images
+        classifier = cast("Classifier", pl_module)
+        classifier.finish_epoch()
+        seconds, images = self._before
+        self._before = self.stopwatch.seconds, classifier.images_trained
+        seconds, images = self._before[0] - seconds, self._before[1] - images
+        classifier.publish({"train/examples_per_sec": images / seconds if seconds > 0 else 0.0})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.checkpoint_io.teardown()  # returns when the last checkpoint is written
         self.stopwatch.stop()
-
-
-def wait_for_device(module: pl.LightningModule) -> None:
-    """Return when the device has done all it was given so far: reading a number back takes its turn in the queue."""
-    parameter: Tensor = next(module.parameters())
-    parameter.detach().flatten()[0].item()

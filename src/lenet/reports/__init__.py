@@ -1,1 +1,1 @@
-"""Pages: a run, a sweep, the tour."""
+"""HTML pages: the report of a run or a sweep, and the tour of convolution."""

@@ -1,32 +1,20 @@
-"""A walk through convolution and pooling: what each step computes, its numbers, and pictures of it.
+"""A tour of convolution and pooling: what each operation computes, with its numbers and pictures.
 
-The stops are C1 to C18, in the order in which the ideas build on each other, and a LeNet at the end; scripts/tour.py
-runs it. Everything is computed on the spot by lenet.layers.
+The stops are C1 to C18, then a trained LeNet. lenet.layers computes all values while scripts/tour.py runs.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenet.layers import Conv2d
-from lenet.layers.functional import (
-    ALGORITHMS,
-    avg_pool2d,
-    conv2d,
-    conv_transpose2d,
-    convolution,
-    cross_correlation,
-    max_pool2d,
-    unfold,
-)
+from lenet.layers.functional import ALGORITHMS, avg_pool2d, conv2d, conv_transpose2d, max_pool2d, unfold
 from lenet.layers.kernel_matrix import kernel_matrix
-from lenet.models.summary import stages
-from lenet.monitor.drawing import images, matrix_text, side_by_side
+from lenet.layers.plane import convolution, cross_correlation
+from lenet.models import stages
+from lenet.monitor.drawing import images, side_by_side
 from lenet.reports.page import Page
 
 X = torch.arange(9.0).view(3, 3)
@@ -35,312 +23,196 @@ X2, K2 = torch.stack([X, X + 1]), torch.stack([K, K + 1])
 K3 = torch.stack([K2, K2 + 1, K2 + 2])
 EDGES = torch.ones(6, 8)
 EDGES[:, 2:6] = 0
+EDGE_KERNEL = torch.tensor([[1.0, -1.0]])
 
 
 def add_stops(page: Page) -> None:
     """Add the stops C1 to C18 to a page."""
-    _planes(page)
-    _edges(page)
-    _learning(page)
-    _channels(page)
-    _shapes(page)
-    _ways(page)
-    _options(page)
-    _pooling(page)
-    _receptive_field(page)
-    _gradients(page)
+    for chapter in (planes, learning, channels, algorithms, pooling, gradients):
+        torch.manual_seed(0)
+        chapter(page)
 
 
-def _planes(page: Page) -> None:
+def planes(page: Page) -> None:
     page.section("C1", "Cross-correlation")
-    page.text(
-        "A small window, the kernel, slides over the image. Wherever it stops, what lies under it is multiplied with"
-        " the kernel, value by value, and summed up. Deep learning calls this a convolution."
-    )
-    page.numbers(side_by_side({"X": X, "K": K, "cross_correlation(X, K)": cross_correlation(X, K)}))
-    page.text("The first value: 0·0 + 1·1 + 3·2 + 4·3 = 19. A 2×2 kernel fits into a 3×3 image in 2×2 places.")
+    page.text("The kernel slides over the image. At each position, the pixels below are multiplied by it and summed.")
+    page.text("The first value: 0·0 + 1·1 + 3·2 + 4·3 = 19. In deep learning this is called a convolution.")
+    page.code(side_by_side({"X": X, "K": K, "cross_correlation(X, K)": cross_correlation(X, K)}))
 
     page.section("C2", "True convolution")
-    page.text(
-        "Mathematics flips the kernel in both directions first. For a kernel that is learned it makes no difference."
-    )
-    page.numbers(side_by_side({"X": X, "K flipped": K.flip(0, 1), "convolution(X, K)": convolution(X, K)}))
+    page.text("In mathematics, the kernel is flipped along both axes first. For a learned kernel this changes nothing.")
+    page.code(side_by_side({"X": X, "K flipped": K.flip(0, 1), "convolution(X, K)": convolution(X, K)}))
 
-
-def _edges(page: Page) -> None:
     page.section("C3", "A kernel that finds edges")
-    kernel = torch.tensor([[1.0, -1.0]])
-    found = cross_correlation(EDGES, kernel)
-    page.text(
-        "The kernel [1, -1] subtracts each pixel's right neighbour. The result is 0 but where brightness changes."
-    )
-    page.numbers(side_by_side({"a row of the image": EDGES[:1], "the same row of the output": found[:1]}))
-    page.picture(
-        images({"image, 6×8": EDGES, "vertical edges, 6×7": found, "transposed image": EDGES.T,
-                "vertical edges there: none": cross_correlation(EDGES.T, kernel)}),
-        "An edge image before and after: 1 is drawn black; +1 (red) where 1 turns to 0, -1 (blue) where 0 turns to 1.",
-    )  # fmt: skip
+    page.text("The kernel [1, -1] subtracts from each pixel its right neighbour: only vertical edges remain.")
+    found = cross_correlation(EDGES, EDGE_KERNEL)
+    page.code(side_by_side({"a row of the image": EDGES[:1], "the same row of the output": found[:1]}))
+    vertical = {"image, 6×8": EDGES, "vertical edges, 6×7": found}
+    page.picture(images(vertical), "1 is black in the image. In the output, +1 is red and -1 is blue.")
 
     page.section("C4", "Other directions, other kernels")
-    page.text(
-        "Turned, the kernel finds horizontal edges; [[1, 0], [0, -1]] compares a pixel with its diagonal neighbour."
-    )
-    row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
-    diagonal = (row + column < 8).float()
-    page.picture(
-        images({"transposed image": EDGES.T, "horizontal edges": cross_correlation(EDGES.T, kernel.T),
-                "diagonal image": diagonal,
-                "diagonal edges": cross_correlation(diagonal, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))}),
-        "What a kernel finds is what it was made for.",
-    )  # fmt: skip
+    page.text("The transposed kernel finds horizontal edges. [[1, 0], [0, -1]] compares diagonal neighbours.")
+    horizontal = {"transposed image": EDGES.T, "horizontal edges": cross_correlation(EDGES.T, EDGE_KERNEL.T)}
+    triangle = torch.ones(8, 8).triu().flip(1)
+    diagonal = {"diagonal image": triangle, "diagonal edges": cross_correlation(triangle, torch.diag(EDGE_KERNEL[0]))}
+    page.picture(images(horizontal | diagonal), "Each kernel finds the edges of one direction.")
 
 
-def _learning(page: Page) -> None:
+def learning(page: Page) -> None:
     page.section("C5", "Learning the kernel")
-    page.text(
-        "Nobody has to think of [1, -1]. From the image and the wanted output alone, ten steps of gradient descent"
-        " (learning rate 0.03, sum of squared errors) find it, from a random start."
-    )
-    target = cross_correlation(EDGES, torch.tensor([[1.0, -1.0]]))
-    torch.manual_seed(0)
-    weight = nn.Conv2d(1, 1, (1, 2), bias=False).weight.detach()[0, 0].requires_grad_()
-    weights, losses = [weight.detach().clone()], []
-    for _ in range(10):
-        loss = ((cross_correlation(EDGES, weight) - target) ** 2).sum()
-        (gradient,) = torch.autograd.grad(loss, weight)
-        losses.append(loss.item())
-        weight = (weight - 0.03 * gradient).detach().requires_grad_()
-        weights.append(weight.detach())
-    losses.append(((cross_correlation(EDGES, weight) - target) ** 2).sum().item())
-    lines = [
-        f"step {n + 1:>2}: loss {losses[n + 1]:7.3f}, kernel {_row(weights[n + 1][0], '.3f')}" for n in (1, 3, 5, 7, 9)
-    ]
-    page.numbers("\n".join(lines))
-    figure = Figure(figsize=(8, 2.8))
-    left, right = figure.subplots(1, 2)
-    left.semilogy(range(11), losses, marker="o")
-    left.set(xlabel="step", ylabel="loss", title="loss after the step")
-    for position, wanted in enumerate((1, -1)):
-        right.plot(
-            range(11), [float(values[0, position]) for values in weights], marker="o", label=f"weight {position + 1}"
-        )
-        right.axhline(wanted, color="grey", linewidth=0.8, linestyle=":")
-    right.set(xlabel="step", title="learned kernel")
-    right.legend()
-    page.picture(figure, "The loss falls, and the two weights approach 1 and -1.")
+    page.text("Ten steps of gradient descent (learning rate 0.03, squared errors) find [1, -1] from random weights.")
+    wanted = cross_correlation(EDGES, EDGE_KERNEL)
+    kernel = nn.Conv2d(1, 1, (1, 2), bias=False).weight.detach()[0, 0]
+    rows, outputs = [], {"wanted": wanted}
+    for step in range(11):
+        kernel.requires_grad_()
+        output = cross_correlation(EDGES, kernel)
+        loss = ((output - wanted) ** 2).sum()
+        rows.append([f"{step}", f"{loss.item():.3f}", *(f"{weight:.3f}" for weight in kernel[0].tolist())])
+        if step in (0, 2, 10):
+            outputs[f"after {step} steps"] = output
+        kernel = (kernel - 0.03 * torch.autograd.grad(loss, kernel)[0]).detach()
+    page.table(["steps", "loss", "weight 1", "weight 2"], rows[::2])
+    page.picture(images(outputs), "The output approaches the wanted one.")
 
 
-def _channels(page: Page) -> None:
+def channels(page: Page) -> None:
     page.section("C6", "Several input channels")
-    page.text(
-        "An image with two channels needs a kernel with two. Each is cross-correlated on its own; the results add up."
-    )
-    page.numbers(side_by_side({"channel 1": X2[0], "channel 2": X2[1], "kernel 1": K2[0], "kernel 2": K2[1],
-                               "sum": conv2d(X2, K2[None])[0]}))  # fmt: skip
+    page.text("An image with two channels needs a kernel with two. The results of the channels are added.")
+    matrices = {"channel 1": X2[0], "channel 2": X2[1], "kernel 1": K2[0], "kernel 2": K2[1]}
+    page.code(side_by_side(matrices | {"sum": conv2d(X2, K2[None])[0]}))
 
     page.section("C7", "Several output channels")
-    page.text(
-        "Each output channel has a kernel of its own: the weight is (output channels, input channels, height, width)."
-    )
+    page.text("Each output channel has its own kernel. The weight is (output channels, input channels, height, width).")
     names = ("output of K", "output of K + 1", "output of K + 2")
-    page.numbers(side_by_side(dict(zip(names, conv2d(X2, K3), strict=True))))
+    page.code(side_by_side(dict(zip(names, conv2d(X2, K3), strict=True))))
 
     page.section("C8", "A 1×1 convolution mixes channels")
-    torch.manual_seed(0)
+    page.text("A 1×1 kernel sees no neighbours. It is a matrix product over the channels, the same at each pixel.")
     image, kernel = torch.randn(3, 3, 3), torch.randn(2, 3, 1, 1)
     product = (kernel.view(2, 3) @ image.view(3, 9)).view(2, 3, 3)
-    difference = (conv2d(image, kernel) - product).abs().sum().item()
-    page.text("Without neighbours nothing is left but a matrix product over the channels, pixel by pixel.")
-    page.numbers(f"sum of absolute differences from the matrix product: {difference:.1e}")
+    page.code(f"largest difference: {_difference(conv2d(image, kernel), product)}")
 
-
-def _shapes(page: Page) -> None:
     page.section("C9", "Padding and stride")
-    page.text("Padding puts zeros around the image, the stride is how far the window moves. On an 8×8 image:")
-    lines = [f"{'kernel':<9}{'padding':<10}{'stride':<9}output"]
-    for kernel, padding, stride in [
-        ((3, 3), (1, 1), (1, 1)),
-        ((5, 3), (2, 1), (1, 1)),
-        ((3, 3), (1, 1), (2, 2)),
-        ((3, 5), (0, 1), (3, 4)),
-    ]:
-        output = conv2d(torch.rand(1, 1, 8, 8), torch.rand(1, 1, *kernel), stride=stride, padding=padding)
-        size = (output.shape[2], output.shape[3])
-        lines.append(f"{_times(kernel):<9}{_times(padding):<10}{_times(stride):<9}{_times(size)}")
-    page.numbers("\n".join(lines))
+    page.text("Padding adds zeros around the image. The stride is the distance between two positions of the window.")
+    rows = []
+    cases = [((3, 3), (1, 1), (1, 1)), ((5, 3), (2, 1), (1, 1)), ((3, 3), (1, 1), (2, 2)), ((3, 5), (0, 1), (3, 4))]
+    for size, padding, stride in cases:
+        output = conv2d(torch.rand(1, 8, 8), torch.rand(1, 1, *size), stride=stride, padding=padding)
+        rows.append([_times(size), _times(padding), _times(stride), _times(output.shape[1:])])
+    page.table(["kernel", "padding", "stride", "output of an 8×8 image"], rows)
 
 
-def _ways(page: Page) -> None:
-    page.section("C10", "Five ways to compute it")
-    torch.manual_seed(0)
+def algorithms(page: Page) -> None:
+    page.section("C10", "Five algorithms")
+    page.text("A convolution can be a matrix product: the windows become the columns of a matrix (im2col).")
     image, kernel = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
-    page.text(
-        "The definition can be rearranged. Unroll the windows into columns, and one matrix product does it (im2col). Or"
-        " unroll the kernel into a matrix that multiplies the flattened image. Here is a 3×3 kernel on a 4×4 image."
-    )
-    columns, matrix = unfold(image, 3)[0], kernel_matrix(kernel, (4, 4)).to_dense()
-    page.picture(
-        images({"image": image[0, 0], "kernel": kernel[0, 0], "windows as columns, 9×4": columns}),
-        "Each column is one window of the image, from the first row to the last.",
-    )
-    page.picture(
-        images({"kernel matrix, 4×16": matrix}),
-        "Each row holds the kernel once, where its window lies in the flattened image; white is zero.",
-    )
-    lines = [f"{'stride':<8}{'padding':<9}" + "".join(f"{name:>15}" for name in ALGORITHMS)]
-    for stride in (1, 2):
-        for padding in (0, 1):
-            builtin = F.conv2d(image, kernel, stride=stride, padding=padding)
-            errors = [
-                (conv2d(image, kernel, stride=stride, padding=padding, algorithm=name) - builtin).abs().max().item()
-                for name in ALGORITHMS
-            ]
-            lines.append(f"{stride:<8}{padding:<9}" + "".join(f"{error:>15.1e}" for error in errors))
-    page.text("All five, and their largest difference from PyTorch's own:")
-    page.numbers("\n".join(lines))
+    matrices = {"image": image[0, 0], "kernel": kernel[0, 0], "windows as columns, 9×4": unfold(image, 3)[0]}
+    page.picture(images(matrices), "Each column is one window of the image, written row by row.")
+    page.text("Or the kernel becomes a matrix that multiplies the flattened image.")
+    matrix = kernel_matrix(kernel, (4, 4)).to_dense()
+    page.picture(images({"kernel matrix, 4×16": matrix}), "Each row is the kernel at one position. White is zero.")
+    page.text("All algorithms, with their largest difference from PyTorch's convolution (padding 1, stride 2):")
+    rows = []
+    for name in ALGORITHMS:
+        output = conv2d(image, kernel, stride=2, padding=1, algorithm=name)
+        rows.append([name, _difference(output, F.conv2d(image, kernel, stride=2, padding=1))])
+    page.table(["algorithm", "difference"], rows)
 
     page.section("C11", "Transposed convolution")
+    page.text("The transposed kernel matrix turns an output into an image of the original size, with other values.")
     output = conv2d(image, kernel)
-    back = (matrix.T @ output.flatten()).view(4, 4)
-    page.text(
-        "The transpose of that matrix takes an output back to the size of its image, though not to its values: that is"
-        " the transposed convolution."
-    )
-    page.numbers(
-        side_by_side({"transposed matrix": back, "conv_transpose2d": conv_transpose2d(output, kernel)[0, 0]}, ".3f")
-    )
+    product = (matrix.T @ output.flatten()).view(4, 4)
+    results = {"transposed matrix": product, "conv_transpose2d": conv_transpose2d(output, kernel)[0, 0]}
+    page.code(side_by_side(results, ".3f"))
 
-
-def _options(page: Page) -> None:
     page.section("C12", "Batches, bias, padding and stride together")
-    arguments = (torch.ones(2, 2, 5, 5), torch.ones(3, 2, 3, 3), torch.ones(3))
-    output = conv2d(*arguments, padding=1, stride=2)
-    page.text(
-        "Two images of ones, two channels to three, 3×3 ones, bias 1, padding 1, stride 2. In a corner: 4 pixels in"
-        " 2 channels, and the bias, 9."
-    )
-    page.numbers(f"shape {tuple(output.shape)}; each of the 2·3 planes is\n{matrix_text(output[0, 0])}")
+    page.text("Two 5×5 images of ones with two channels; three 3×3 kernels of ones; bias 1, padding 1, stride 2.")
+    output = conv2d(torch.ones(2, 2, 5, 5), torch.ones(3, 2, 3, 3), torch.ones(3), padding=1, stride=2)
+    page.code(f"shape {tuple(output.shape)}\n{side_by_side({'each of the 2·3 planes': output[0, 0]})}")
+    page.text("A corner window covers 4 pixels in 2 channels: 8, and the bias makes it 9.")
 
     page.section("C13", "Groups and dilation")
-    torch.manual_seed(0)
-    images_, weight = torch.randn(2, 2, 7, 7), torch.randn(4, 1, 3, 3)
-    output = conv2d(images_, weight, groups=2, dilation=2, stride=2, padding=1)
-    expected = F.conv2d(images_, weight, groups=2, dilation=2, stride=2, padding=1)
-    page.text("Groups are convolutions side by side, each on its own channels. Dilation leaves gaps in the kernel.")
-    page.numbers(f"shape {tuple(output.shape)}, largest difference from PyTorch {(output - expected).abs().max():.1e}")
-    try:
-        conv2d(torch.randn(2, 3, 7, 7), weight, groups=2)
-    except RuntimeError as error:
-        page.text("Three channels cannot be shared by two groups:")
-        page.numbers(f"RuntimeError: {error}")
+    page.text("Groups divide the channels: each has its own convolution. Dilation spreads the kernel, with gaps.")
+    batch, kernels = torch.randn(2, 2, 7, 7), torch.randn(4, 1, 3, 3)
+    output = conv2d(batch, kernels, groups=2, dilation=2, stride=2, padding=1)
+    expected = F.conv2d(batch, kernels, groups=2, dilation=2, stride=2, padding=1)
+    page.code(f"shape {tuple(output.shape)}, largest difference from PyTorch {_difference(output, expected)}")
 
 
-def _pooling(page: Page) -> None:
+def pooling(page: Page) -> None:
     page.section("C14", "Pooling")
-    page.text("A window slides here too, but without weights: it keeps the largest value, or the average.")
-    largest, average = max_pool2d(X[None], 2, stride=1)[0], avg_pool2d(X[None], 2, stride=1)[0]
-    page.numbers(side_by_side({"X": X, "largest": largest, "average": average}))
+    page.text("A pooling window has no weights. It keeps the maximum of its values, or their average.")
+    maximum, average = max_pool2d(X[None], 2, stride=1)[0], avg_pool2d(X[None], 2, stride=1)[0]
+    page.code(side_by_side({"X": X, "maximum": maximum, "average": average}))
 
-    page.section("C15", "The stride of pooling")
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    page.text(
-        "Windows do not overlap by default: the stride is the window's size. Here, padding counts as -∞: it never wins."
-    )
-    page.numbers(
-        side_by_side({
-            "X": x[0, 0],
-            "3×3": max_pool2d(x, 3)[0, 0],
-            "3×3, padding 1, stride 2": max_pool2d(x, 3, padding=1, stride=2)[0, 0],
-            "2×3, padding 0×1": max_pool2d(x, (2, 3), padding=(0, 1))[0, 0],
-            "2×3, padding 1×1": max_pool2d(x, (2, 3), padding=(1, 1))[0, 0],
-        })
-    )  # fmt: skip
+    page.section("C15", "Stride and padding of pooling")
+    page.text("The stride is the window's size unless another is given. In max pooling, padding counts as -∞.")
+    x = torch.arange(16.0).view(1, 4, 4)
+    pooled = {"X": x, "3×3": max_pool2d(x, 3), "3×3, padding 1, stride 2": max_pool2d(x, 3, padding=1, stride=2)}
+    pooled["2×3, padding 0×1"] = max_pool2d(x, (2, 3), padding=(0, 1))
+    pooled["2×3, padding 1×1"] = max_pool2d(x, (2, 3), padding=(1, 1))
+    page.code(side_by_side({name: planes[0] for name, planes in pooled.items()}))
 
-    page.section("C16", "Channel by channel")
-    both = max_pool2d(torch.cat([x, x + 1], dim=1), 3, padding=1, stride=2)[0]
-    page.text("Pooling keeps the number of channels: each is pooled on its own.")
-    page.numbers(side_by_side({"channel 1": both[0], "channel 2": both[1]}))
-    row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    waves = torch.sin(row / 2) + torch.cos(column * row / 20)
-    page.picture(
-        images({"16×16": waves, "largest of 2×2": max_pool2d(waves[None], 2)[0],
-                "average of 2×2": avg_pool2d(waves[None], 2)[0], "average of 4×4": avg_pool2d(waves[None], 4)[0]}),
-        "Pooling: a smaller image that still shows the same.",
-    )  # fmt: skip
+    page.section("C16", "Pooling of several channels")
+    page.text("Each channel is pooled separately, so the number of channels stays the same.")
+    both = max_pool2d(torch.cat([x, x + 1]), 3, padding=1, stride=2)
+    page.code(side_by_side({"channel 1": both[0], "channel 2": both[1]}))
 
 
-def _receptive_field(page: Page) -> None:
-    page.section("C17", "The receptive field grows")
-    page.text(
-        "Stacked small windows see far: one output of two stacked 2×2 convolutions depends on 3×3 pixels. Each further"
-        " layer adds to that; a stride of s makes each step of the layers behind it s pixels wide."
-    )
-    net: list[nn.Module] = []
-    seen = {}
-    for depth in range(1, 5):
+def gradients(page: Page) -> None:
+    page.section("C17", "The receptive field")
+    page.text("One output of two stacked 2×2 convolutions depends on 3×3 pixels: its receptive field.")
+    page.text("Each layer enlarges it. After a layer with stride s, the steps of the next ones are s times as wide.")
+    net, seen = nn.Sequential(), {}
+    for depth in (1, 2, 3, 4):
         net.append(Conv2d(1, 1, 2))
         image = torch.rand(1, 1, 7, 7, requires_grad=True)
-        output = nn.Sequential(*net)(image)[0, 0, 1, 1]
-        (gradient,) = torch.autograd.grad(output, image)
-        field = stages(nn.Sequential(*net), (1, 7, 7))[-1].receptive_field
-        seen[f"{depth} layer{'s' * (depth > 1)}: {_times(field)}"] = (gradient[0, 0] != 0).float()
-    page.picture(images(seen), "Black: the pixels on which one output value depends, found by its gradient.")
+        (gradient,) = torch.autograd.grad(net(image)[0, 0, 1, 1], image)
+        field = stages(net, (1, 7, 7))[-1].receptive_field or ()
+        seen[f"layers: {depth}, field: {_times(field)}"] = (gradient[0, 0] != 0).float()
+    page.picture(images(seen), "Black: the pixels on which one output value depends, as its gradient shows.")
 
-
-def _gradients(page: Page) -> None:
-    page.section("C18", "Differentiable, all of them")
-    torch.manual_seed(0)
-    sizes = (2, 2, 6, 6), (3, 2, 3, 3), (3,)
-    image, weight, bias = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
-    expected = torch.autograd.grad(F.conv2d(image, weight, bias).square().sum(), (image, weight, bias))
-    page.text(
-        "Gradients flow through all five, to the input, the weight and the bias; here is the largest difference of"
-        " each from PyTorch's, in double precision:"
-    )
-    lines = [f"{'algorithm':<15}{'input':>10}{'weight':>10}{'bias':>10}"]
+    page.section("C18", "Gradients")
+    page.text("All algorithms are differentiable. The largest differences from PyTorch's gradients, in float64:")
+    shapes = (2, 2, 6, 6), (3, 2, 3, 3), (3,)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    image, weight, bias = tensors
+    expected = torch.autograd.grad(F.conv2d(image, weight, bias).square().sum(), tensors)
+    rows = []
     for name in ALGORITHMS:
-        gradients = torch.autograd.grad(
-            conv2d(image, weight, bias, algorithm=name).square().sum(), (image, weight, bias)
-        )
-        errors = [(ours - theirs).abs().max().item() for ours, theirs in zip(gradients, expected, strict=True)]
-        lines.append(f"{name:<15}" + "".join(f"{error:>10.1e}" for error in errors))
-    page.numbers("\n".join(lines))
+        output = conv2d(image, weight, bias, algorithm=name)
+        ours = torch.autograd.grad(output.square().sum(), tensors)
+        rows.append([name, *map(_difference, ours, expected)])
+    page.table(["algorithm", "input", "weight", "bias"], rows)
 
 
-def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: tuple[str, ...], test_acc: float) -> None:
-    """Add the last stop: a trained LeNet's filters, and what they make of one image (28, 28) with values in [0, 1]."""
-    page.section("LeNet", "What a trained LeNet sees")
-    first = net.get_submodule("conv1")
-    page.text(
-        f"This one was trained just now; its first layer is {first}. It gets {test_acc:.1%} of the test images right."
-    )
-    assert isinstance(first.weight, Tensor)
-    page.picture(
-        images({f"filter {n + 1}": kernel[0] for n, kernel in enumerate(first.weight.detach())}, signed=True),
-        "The six filters of the first layer, as training left them: red is positive, blue negative.",
-    )
+def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: Sequence[str], test_acc: float) -> None:
+    """Add a trained network: its filters, and what it computes from one image (C, H, W) with values in [0, 1]."""
+    page.section("LeNet", "A trained network")
+    page.text(f"This network was trained just now. Its accuracy on the test images is {test_acc:.1%}.")
+    page.code(str(net))
+    outputs: dict[str, Tensor] = {}
+    for name, layer in net.named_modules():
+        if not any(layer.children()):
+            layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
     with torch.no_grad():
-        values = image[None, None]
-        maps = {}
-        for name, stage in net.named_children():
-            values = maps[name] = stage(values)
-    page.picture(images({"image, 28×28": image}, width=240), "One test image.")
-    for name, caption in (
-        ("act1", "A feature map per channel: what each filter finds, after the activation (6×28×28)."),
-        ("pool1", "Pooled (6×14×14)."),
-        ("act2", "The second convolution combines all six into sixteen (16×10×10)."),
-    ):
-        page.picture(images({f"{n + 1}": plane for n, plane in enumerate(maps[name][0])}, per_row=8), caption)
-    shares = values.softmax(dim=1)[0]
+        shares = net.eval()(image[None]).softmax(dim=1)[0]
+    if first := next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None):
+        filters = {f"filter {number + 1}": kernel[0] for number, kernel in enumerate(first.weight)}
+        page.picture(images(filters, signed=True), "The filters of the first layer: red is positive, blue negative.")
+    page.picture(images({f"image, {_times(image.shape[1:])}": image[0]}, width=240), "A test image.")
+    for name, output in [(name, output) for name, output in outputs.items() if output.dim() == 3][:6]:
+        maps = {f"{number + 1}": plane for number, plane in enumerate(output)}
+        page.picture(images(maps, per_row=8), f"Output of {name}: {_times(output.shape)}.")
+    page.text("The network's prediction, with the probabilities of the best three classes:")
     best = shares.topk(3).indices.tolist()
-    page.text("And its verdict, from 84 numbers that the linear layers make of that:")
-    width = max(map(len, classes)) + 2
-    page.numbers("\n".join(f"{classes[label]:<{width}}{shares[label]:>6.1%}" for label in best))
+    page.table(["class", "probability"], [[classes[label], f"{shares[label]:.1%}"] for label in best])
 
 
-def _row(values: Iterable[Tensor], form: str) -> str:
-    return "[" + ", ".join(f"{float(value):{form}}" for value in values) + "]"
+def _times(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))
 
 
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
+def _difference(ours: Tensor, theirs: Tensor) -> str:
+    return f"{(ours - theirs).abs().max():.1e}"
