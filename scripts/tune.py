@@ -7,40 +7,34 @@
     python scripts/tune.py tune.storage=postgresql://USER@HOST/DATABASE
                                                              one study for many workers, on many machines
 
-A trial's measure is the best val/acc of its epochs; trials without prospects end early, and those that crash or
-diverge count as failed. Ends with the best setting as a command, how much each key matters, and Optuna's plots.
+A trial's measure is the best val/acc of its epochs. Trials without prospects end early; trials that crash or diverge
+count as failed. At the end: the best setting as a command, the importance of each key, and Optuna's plots.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 
 from lenet import cli
-from lenet.sweeps.search_space import read_search
-from lenet.training.signals import saying
-
-PROJECT = Path(__file__).resolve().parent.parent
+from lenet.config import PROJECT, compose_config
+from lenet.signals import raising
 
 
 def main() -> None:
-    with cli.one_line_errors():
+    with cli.one_line_errors(), raising():
         words = sys.argv[1:]
         if {"-h", "--help"} & set(words):
             print(__doc__)
             return
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        search = read_search(cli.compose_config(PROJECT, "search", words))
+        config = compose_config(PROJECT, "search", words)
 
-        from lenet.sweeps.search import Study  # torch and Optuna load here, and a mistake in the settings need not wait
+        from lenet.sweeps.search import Study  # torch and Optuna load here; a mistyped key need not wait for that
 
         common = [word for word in words if not word.lstrip("+~").startswith(("tune=", "tune."))]
-        study = Study(search, lambda *more: cli.compose_settings(PROJECT, *more), common)
-        try:
-            study.work()
-        except KeyboardInterrupt as interrupt:
-            raise saying(interrupt, "the same command goes on with the study") from None
+        study = Study(config, common)
+        study.work()
         print(study.report())
 
 

@@ -1,46 +1,37 @@
 """The results of a sweep as a table: a row for each setting, over its seeds, best first."""
 
-from __future__ import annotations
-
 import csv
+import math
 import statistics
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lenet.errors import UserError
-from lenet.sweeps.sweep import Job, Sweep
+from lenet.sweeps.sweep import Job, Sweep, read_result
 
 METRICS = ("val/acc", "test/acc", "train/loss", "seconds")
-"""Of metrics.json, in the table; the first decides on the order. The test images decide on nothing."""
+"""The columns. The first decides on the order; the test images decide on nothing."""
 
 LOSS = "train/loss"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting.
+    """One setting."""
 
-    Attributes:
-        setting: the overrides that not all jobs have in common, without the seed.
-        jobs: how many jobs it has.
-        values: for each of METRICS what its jobs that are done have; None is left out.
-    """
-
-    setting: tuple[str, ...]
+    setting: tuple[str, ...]  # overrides
     jobs: int
-    values: dict[str, list[float]]
+    results: list[dict[str, Any]]  # the metrics.json of the jobs that are done
 
     @property
     def name(self) -> str:
-        """The setting as text."""
         return " ".join(self.setting) or "(all)"
 
     @property
-    def done(self) -> int:
-        """How many of its jobs are done."""
-        return len(self.values["seconds"])
+    def values(self) -> dict[str, list[float]]:
+        """For each of METRICS what the jobs have; empty where nothing was measured."""
+        return {name: [r[name] for r in self.results if r.get(name) is not None] for name in METRICS}
 
     def mean(self, metric: str) -> float | None:
         values = self.values[metric]
@@ -51,111 +42,86 @@ class Row:
         values = self.values[metric]
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def cell(self, metric: str) -> str:
+        """Mean ± deviation as text."""
+        form = ".1f" if metric == "seconds" else ".3f"
+        numbers = (self.mean(metric), self.deviation(metric))
+        return " ± ".join(f"{number:{form}}" for number in numbers if number is not None) or "–"
+
 
 class Leaderboard:
-    """The table of a sweep, as text, as a file and as a plot.
+    """The table of a sweep, as text, as a file and as a plot; a UserError if not one job is done.
 
-    Raises:
-        UserError: not one of its jobs is done.
+    Its `metric` decides on the order of its `rows`: val/acc, or train/loss where no images were held out.
     """
 
     def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-        self.rows = sorted(_rows(sweep), key=_rank)
-        if not any(row.done for row in self.rows):
+        self.folder = sweep.folder
+        settings: dict[tuple[str, ...], list[Job]] = {}
+        for job in sweep.jobs:
+            setting = tuple(word for word in sweep.distinct(job) if not word.startswith("seed="))
+            settings.setdefault(setting, []).append(job)
+        self.rows = []
+        for setting, jobs in settings.items():
+            folders = [sweep.folder_of(job) for job in jobs if sweep.is_done(job)]
+            results = [read_result(each, "delete the file, and sweep.resume runs the job again") for each in folders]
+            self.rows.append(Row(setting, len(jobs), results))
+        self.metric = METRICS[0] if any(row.values[METRICS[0]] for row in self.rows) else LOSS
+        self.rows.sort(key=self._rank)
+        self.finished = [row for row in self.rows if row.results]
+        if not self.finished:
             raise UserError(f"{sweep.folder}: none of its {len(sweep.jobs)} jobs is done; there is nothing to compare")
 
-    @property
-    def metric(self) -> str:
-        """What decides on the order: val/acc, or train/loss where no images were held out."""
-        return METRICS[0] if any(row.values[METRICS[0]] for row in self.rows) else LOSS
-
-    @property
-    def finished(self) -> list[Row]:
-        """The settings of which a job is done, best first."""
-        return [row for row in self.rows if row.done]
-
-    def __str__(self) -> str:
-        """A line for each setting, in columns."""
-        heads, *lines = self.cells()
-        widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-        texts = []
-        for setting, *cells in [heads, *lines]:
-            numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            texts.append("  ".join([setting.ljust(widths[0]), *numbers]).rstrip())
-        return "\n".join(texts)
+    def _rank(self, row: Row) -> float:
+        mean = row.mean(self.metric)
+        return math.inf if mean is None else mean if self.metric == LOSS else -mean
 
     def cells(self) -> list[list[str]]:
         """The head of the table, and its rows."""
-        rows = [[row.name, _count(row), *(_cell(row, name) for name in METRICS)] for row in self.rows]
-        return [["setting", "n", *METRICS], *rows]
+        table = [["setting", "n", *METRICS]]
+        for row in self.rows:
+            done = len(row.results)
+            count = str(done) if done == row.jobs else f"{done} of {row.jobs}"
+            table.append([row.name, count, *map(row.cell, METRICS)])
+        return table
+
+    def __str__(self) -> str:
+        """A line for each setting, in columns."""
+        cells = self.cells()
+        first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for name, *numbers in cells:
+            aligned = [number.rjust(width) for number, width in zip(numbers, others, strict=True)]
+            lines.append("  ".join([name.ljust(first), *aligned]))
+        return "\n".join(lines)
 
     def save(self) -> str:
         """Write leaderboard.csv and leaderboard.png into the sweep's folder; returns a line that says so."""
-        table, picture = self.sweep.folder / "leaderboard.csv", self.sweep.folder / "leaderboard.png"
-        for path in (table, picture):
-            path.unlink(missing_ok=True)  # it may be another name of a file elsewhere
-        self._write_table(table)
+        table, picture = self.folder / "leaderboard.csv", self.folder / "leaderboard.png"
+        keys = list(dict.fromkeys(word.partition("=")[0] for row in self.rows for word in row.setting))
+        figures = [f"{name} {kind}" for name in METRICS for kind in ("mean", "sd")]
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*keys, "n", "jobs", *figures])
+            writer.writeheader()
+            for row in self.rows:
+                cells: dict[str, Any] = {"n": len(row.results), "jobs": row.jobs}
+                cells |= dict(word.split("=", 1) for word in row.setting)
+                for name in METRICS:
+                    cells |= {f"{name} mean": row.mean(name), f"{name} sd": row.deviation(name)}
+                writer.writerow(cells)
         self._draw(picture)
         return f"Leaderboard: {table}, {picture}"
 
-    def _write_table(self, path: Path) -> None:
-        keys = list(dict.fromkeys(word.partition("=")[0] for row in self.rows for word in row.setting))
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*keys, "n", "jobs", *(f"{name} {kind}" for name in METRICS for kind in ("mean", "sd"))])
-            for row in self.rows:
-                given = dict(word.split("=", 1) for word in row.setting)
-                figures = (value for name in METRICS for value in (row.mean(name), row.deviation(name)))
-                writer.writerow([*(given.get(key, "") for key in keys), row.done, row.jobs, *figures])
-
     def _draw(self, path: Path) -> None:
-        """A line for each setting: every run a dot, the mean a bar."""
         from matplotlib.figure import Figure  # takes a second to load
 
-        rows, metric = self.finished[::-1], self.metric
+        rows = self.finished[::-1]
         figure = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for height, row in enumerate(rows):
-            values = row.values[metric]
-            axes.plot(values, [height] * len(values), "o", color="C0", alpha=0.6)
-            if values:
-                axes.plot([statistics.fmean(values)] * 2, [height - 0.3, height + 0.3], color="C1", linewidth=2)
+            values = row.values[self.metric]
+            axes.plot(values, [height] * len(values), "o", alpha=0.6, color="C0")
+            axes.plot(statistics.fmean(values or [math.nan]), height, "|", markersize=20, color="C1")
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
-        axes.set_xlabel(f"{metric}: each run, and the mean")
-        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel(f"{self.metric}: each run, and the mean")
         figure.savefig(path, dpi=120)
-
-
-def _rows(sweep: Sweep) -> Iterator[Row]:
-    groups: dict[tuple[str, ...], list[Job]] = {}
-    for job in sweep.jobs:
-        setting = tuple(word for word in sweep.distinct(job) if not word.startswith("seed="))
-        groups.setdefault(setting, []).append(job)
-    for setting, jobs in groups.items():
-        results = [sweep.result(job) for job in jobs if sweep.is_done(job)]
-        yield Row(setting, len(jobs), {name: _present(results, name) for name in METRICS})
-
-
-def _present(results: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [result[name] for result in results if result.get(name) is not None]
-
-
-def _rank(row: Row) -> tuple[bool, float]:
-    """Best first; by the training loss, where no images were held out."""
-    acc, loss = row.mean(METRICS[0]), row.mean(LOSS)
-    if acc is not None:
-        return False, -acc
-    return loss is None, loss or 0.0
-
-
-def _count(row: Row) -> str:
-    return f"{row.done}" if row.done == row.jobs else f"{row.done} of {row.jobs}"
-
-
-def _cell(row: Row, metric: str) -> str:
-    mean, deviation = row.mean(metric), row.deviation(metric)
-    digits = 1 if metric == "seconds" else 3
-    if mean is None:
-        return "–"
-    return f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
