@@ -1,80 +1,111 @@
-"""Compare this project with others, or its parts with each other, in turn on this machine.
+"""Measure how fast training is (train), or the layers are (layers).
 
-    python scripts/benchmark.py train     training, against other ways to do it (lenet.benchmarks.train)
-    python scripts/benchmark.py layers    our layers, against PyTorch's (lenet.benchmarks.layers)
+    python scripts/benchmark.py train --help
+    python scripts/benchmark.py layers --help
 
-The report goes to the terminal; it and every figure behind it go to outputs/benchmarks/, of train a plot too.
+The report is printed. It is also saved, with all measurements, as a JSON file in outputs/benchmarks/.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lenet.benchmarks import layers, train
-from lenet.benchmarks.contenders import Task
-from lenet.benchmarks.report import save
-from lenet.cli import at_least_one
-from lenet.errors import UserError
+from lenet.cli import at_least_one, compose_settings, one_line_errors
 from lenet.training.run import check
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+TRAIN = """How fast is training, compared with other ways to train the same network?
+
+    python scripts/benchmark.py train --rounds 6 --epochs 4
+    python scripts/benchmark.py train --rounds 3 --batch-size 64 256 1024 8192
+
+The contenders train in turn, each in a process of its own. In each round another one begins, so that a change of the
+machine's speed affects all of them. All train LeNet with SGD on 55,000 images. Measured are images per second of
+training. Loading, logging and checkpoints count; validation does not.
+
+this project     `python train.py` with its logs, dashboards and checkpoints
+own step         its training step, batches and optimizer in a plain loop, without Lightning's Trainer
+plain            the fastest loop of plain PyTorch layers we could write: images in memory as floats, fused SGD,
+                 numbers read from the device once an epoch
+plain, NHWC      the same in channels-last memory format
+template         Lightning as in most projects: DataLoader(num_workers=2), torchvision's ToTensor, self.log at each step
+tutorial         the loop that d2l.ai teaches: DataLoader(num_workers=4), ToTensor, loss and accuracy read at each step
+matrix product   an upper limit: the images per second at the speed of a 2048×2048 float32 matrix product
+
+The report gives the median over the rounds, and the median of the ratios of each round.
+"""
+
+LAYERS = """How fast are our layers, compared with PyTorch's?
+
+    python scripts/benchmark.py layers --rounds 24
+
+Measured are LeNet's convolutions and pooling layers, forward and backward, and a whole training step, with batches of
+256 images in channels-last memory format. `builtin` uses PyTorch's layers. The other contenders use ours, with one
+algorithm each. The contenders run in turn. Each call is made twice, and the second one is timed.
+
+Peak extra memory is the most that PyTorch's allocator holds during the call, minus what it held before. Buffers that
+oneDNN or MKL allocate themselves are not included.
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True, metavar="train|layers")
-    training, of_layers = (
-        commands.add_parser(
-            name,
-            help=what.__doc__.splitlines()[0] if what.__doc__ else None,
-            description=what.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for name, what in (("train", train), ("layers", layers))
-    )
-    training.add_argument(
-        "--rounds", type=at_least_one, default=5, help="how often each contender takes its turn; 5 by default"
-    )
-    training.add_argument("--epochs", type=at_least_one, default=2, help="of each turn; 2 by default")
-    training.add_argument("--device", choices=["cpu", "gpu", "auto"], default="cpu", help="cpu by default")
-    training.add_argument(
-        "--batch-size",
-        type=at_least_one,
-        nargs="+",
-        default=[256],
-        metavar="SIZE",
-        help="one or several; 256 by default",
-    )
-    of_layers.add_argument("--rounds", type=at_least_one, default=15, help="15 by default")
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="train|layers")
+    training = add_command(commands, "train", TRAIN, rounds=5, run=benchmark_training)
+    training.add_argument("--epochs", type=at_least_one, default=2, help="of each training; default: 2")
+    training.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="default: cpu")
+    sizes: dict[str, Any] = {"nargs": "+", "default": [256], "metavar": "SIZE", "help": "one or several; default: 256"}
+    training.add_argument("--batch-size", type=at_least_one, **sizes)
+    add_command(commands, "layers", LAYERS, rounds=15, run=benchmark_layers)
     arguments = parser.parse_args()
 
     started = time.perf_counter()
-    folder, plot = PROJECT / "outputs" / "benchmarks", None
-    if arguments.what == "train":
-        sizes = sorted(set(arguments.batch_size))
-        tasks = [Task(PROJECT, arguments.epochs, size, arguments.device) for size in sizes]
-        try:
-            for task in tasks:
-                check(task.settings)
-        except UserError as error:
-            sys.exit(f"error: {error}".replace("device=", "--device "))
-        examples_per_sec = train.compare(tasks, arguments.rounds)
-        report, plot = train.report(examples_per_sec), train.plot(examples_per_sec)
-        content = {"examples_per_sec": examples_per_sec, "epochs": arguments.epochs, "device": arguments.device}
-    else:
-        figures = layers.compare(arguments.rounds)
-        report, content = layers.report(figures), figures.as_plain()
+    report, measurements = arguments.run(arguments)
     print(report)
-    path = save(folder, arguments.what, report, content)
-    print(f"Every figure: {path}")
-    if plot is not None:
-        plot.savefig(path.with_suffix(".png"), dpi=120)
-        print(f"Plot: {path.with_suffix('.png')}")
-    print(f"Took {time.perf_counter() - started:.0f} s.")
+    path = save(PROJECT / "outputs" / "benchmarks", arguments.benchmark, report, measurements)
+    print(f"All measurements: {path}\nTook {time.perf_counter() - started:.0f} s.")
+
+
+def add_command(commands: Any, name: str, text: str, rounds: int, run: Callable[..., Any]) -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser
+    parser = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=form)
+    parser.add_argument("--rounds", type=at_least_one, default=rounds, help=f"default: {rounds}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    overrides = (f"trainer.max_epochs={arguments.epochs}", f"device={arguments.device}")
+    sizes = sorted(set(arguments.batch_size))
+    settings = {size: compose_settings(*overrides, f"data.batch_size={size}") for size in sizes}
+    for each in settings.values():
+        check(each)
+    results = train.compare(settings, arguments.rounds)
+    return train.report(results), {"images_per_sec": results, "epochs": arguments.epochs, "device": arguments.device}
+
+
+def benchmark_layers(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    times, memory = layers.compare(arguments.rounds)
+    return layers.report(times, memory), {"seconds": times, "peak_extra_bytes": memory}
+
+
+def save(folder: Path, benchmark: str, report: str, measurements: dict[str, Any]) -> Path:
+    """Write the report and all measurements as JSON; returns the file."""
+    path = folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{benchmark}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"report": report.splitlines(), **measurements}, indent=2) + "\n")
+    return path
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

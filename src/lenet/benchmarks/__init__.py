@@ -1,1 +1,1 @@
-"""How fast things are, compared in turn on one machine; scripts/benchmark.py runs them."""
+"""Benchmarks of training and of the layers; scripts/benchmark.py runs them."""

@@ -1,15 +1,15 @@
-"""Who takes part in the comparison of training, see lenet.benchmarks.train."""
-
-from __future__ import annotations
+"""The contenders of the training benchmark; scripts/benchmark.py describes them."""
 
 import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,125 +17,79 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
-from lenet.cli import compose_settings
 from lenet.config import Settings
-from lenet.data.module import BatchSampler
+from lenet.data import Batch, ImageDataModule
 from lenet.fast.memory import keep_freed_memory, objects_set_aside
-from lenet.models.lenet import LeNet, xavier_uniform_
-from lenet.models.summary import multiply_adds, stages
-from lenet.monitor.throughput import Stopwatch
-from lenet.training.run import build_classifier, build_data, run
-from lenet.training.tally import Tally
+from lenet.models import LeNet, multiply_adds, stages, xavier_uniform_
+from lenet.training.build import build_classifier, build_data
+from lenet.training.run import run
+from lenet.training.step import Sums, make_step, proved
 
-OURS, PEAK = "this project", "matrix product"
+OURS = "this project"
 TRAINED_IMAGES = 55_000
 LEARNING_RATE = 0.9
 
-
-@dataclass(frozen=True)
-class Task:
-    """What each contender is given to do.
-
-    Attributes:
-        project: the folder of conf/ and data/.
-        device: as in `device=...`: cpu, gpu or auto.
-    """
-
-    project: Path
-    epochs: int = 2
-    batch_size: int = 256
-    device: str = "cpu"
-
-    @property
-    def settings(self) -> Settings:
-        return compose_settings(
-            self.project,
-            f"trainer.max_epochs={self.epochs}",
-            f"data.batch_size={self.batch_size}",
-            f"device={self.device}",
-        )
-
-    @property
-    def torch_device(self) -> torch.device:
-        gpu = self.device == "gpu" or (self.device == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if gpu else "cpu")
-
-    @property
-    def batch_sizes(self) -> set[int]:
-        """Images in a batch, and in the one that is left over."""
-        return BatchSampler(TRAINED_IMAGES, self.batch_size).own_sizes
-
-    def pictures(self) -> Subset[tuple[Tensor, int]]:
-        """The training images, each made a tensor when it is asked for."""
-        data = FashionMNIST(str(self.project / "data"), train=True, transform=ToTensor())
-        return Subset(data, range(TRAINED_IMAGES))
+Contender = Callable[[Settings, Path], float]
+"""Trains with these settings; the folder is for its files. Returns images per second."""
 
 
-Contender = Callable[[Task, Path], float]
-"""Trains, with a folder for what it writes. Returns examples per second."""
-
-
-def this_project(task: Task, folder: Path) -> float:
-    result = run(task.settings, folder)
+def this_project(settings: Settings, folder: Path) -> float:
+    result = run(settings, folder)
     return float(result["images"] / result["seconds"])
 
 
-def own_step(task: Task, folder: Path) -> float:
+def own_step(settings: Settings, folder: Path) -> float:
     keep_freed_memory()
-    pl.seed_everything(0, verbose=False)
-    data, classifier = build_data(task.settings), build_classifier(task.settings, task.torch_device)
-    classifier.to(task.torch_device)
-    data.setup()
-    loader, optimizer = data.train_dataloader(), classifier.optimizer_factory(classifier.parameters())
-    classifier.on_fit_start()
-    classifier.warm_up(task.batch_sizes)
-    with objects_set_aside():
-        started = time.perf_counter()
-        for epoch in range(task.epochs):
-            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-            tally = Tally()
-            for block in loader:
-                images, labels = block.images.to(classifier.device), block.labels.to(classifier.device)
-                for batch in block._replace(images=images, labels=labels).batches():
-                    classifier.compute_gradients(batch, tally, optimizer)
-                    optimizer.step()
-                tally.read()
-        return task.epochs * TRAINED_IMAGES / (time.perf_counter() - started)
+    data, images, labels = in_memory(settings)
+    classifier = build_classifier(settings, data).to(images.device)
+    classifier.trainer = pl.Trainer(accelerator=images.device.type, logger=False, enable_checkpointing=False)
+    optimizer, loader = classifier.optimizer_factory(classifier.parameters()), data.train_dataloader()
+    step = proved(make_step(classifier), images[: data.batch_size], labels[: data.batch_size])
 
-
-def plain(task: Task, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> float:
-    keep_freed_memory()
-    data = FashionMNIST(str(task.project / "data"), train=True)
-    device = task.torch_device
-    images = data.data[:TRAINED_IMAGES, None].to(device).float().div_(255).to(memory_format=memory_format)
-    labels = data.targets[:TRAINED_IMAGES].to(device)
-    net, optimizer = _lenet(device, memory_format, fused=True)
-
-    def step(indices: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(images[indices]), labels[indices])
-        loss.backward()  # type: ignore[no-untyped-call]
+    def train(batch: Batch, sums: Sums) -> None:
+        loss, logits = step.gradients(*batch)
         optimizer.step()
-        return loss.detach()
+        sums.add(loss, logits, batch.labels)
 
-    for size in 2 * list(task.batch_sizes):  # to warm up, as ours does
-        step(torch.arange(size, device=device))
+    def epoch(number: int) -> None:
+        loader.set_epoch(number)
+        sums = Sums()
+        for block in loader:
+            for batch in data.transfer_batch_to_device(block, images.device, 0).batches():
+                train(batch, sums)
+            sums.read()
+
+    for size in warm_up_sizes(settings):
+        train(Batch(images[:size], labels[:size], size), Sums())
     with objects_set_aside():
-        started = time.perf_counter()
-        for _ in range(task.epochs):
-            order = torch.randperm(TRAINED_IMAGES, device=device)
-            losses = [step(indices) for indices in torch.split(order, task.batch_size)]
-            torch.stack(losses).mean().item()
-        return task.epochs * TRAINED_IMAGES / (time.perf_counter() - started)
+        return speed_of(settings, epoch)
+
+
+def plain(settings: Settings, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> float:
+    keep_freed_memory()
+    data, images, labels = in_memory(settings)
+    images = images.float().div_(255).to(memory_format=memory_format)
+    net = new_lenet(settings).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def epoch(_: int) -> None:
+        order = torch.randperm(len(images), device=images.device)
+        batches = torch.split(order, data.batch_size)
+        losses = [train_plainly(net, optimizer, images[indices], labels[indices])[0] for indices in batches]
+        torch.stack(losses).mean().item()
+
+    for size in warm_up_sizes(settings):
+        train_plainly(net, optimizer, images[:size], labels[:size])
+    with objects_set_aside():
+        return speed_of(settings, epoch)
 
 
 class TemplateModule(pl.LightningModule):
-    """What a LightningModule looks like in most projects."""
+    """A LightningModule as in most projects."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = LeNet()
-        xavier_uniform_(self.net)
+        self.net = net
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -149,80 +103,86 @@ class TemplateModule(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
 
 
-class TrainingClock(pl.Callback):
-    """Seconds between the start and the end of training."""
-
-    def __init__(self) -> None:
-        self.stopwatch = Stopwatch()
-
-    def on_train_epoch_start(self, *_: object) -> None:
-        self.stopwatch.start()
-
-    def on_train_end(self, *_: object) -> None:
-        self.stopwatch.stop()
+def template(settings: Settings, folder: Path) -> float:
+    timer, epochs, device = Timer(), settings.trainer.max_epochs, settings.device.accelerator
+    files: dict[str, Any] = {"logger": TensorBoardLogger(folder), "log_every_n_steps": 1, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=epochs, accelerator=device, devices=1, callbacks=[timer], **files)
+    trainer.fit(TemplateModule(new_lenet(settings)), pictures(settings, workers=2))
+    return epochs * TRAINED_IMAGES / timer.time_elapsed("train")
 
 
-def template(task: Task, folder: Path) -> float:
-    loader = DataLoader(task.pictures(), task.batch_size, shuffle=True, num_workers=2)
-    clock = TrainingClock()
-    pl.seed_everything(0, verbose=False)
-    pl.Trainer(
-        max_epochs=task.epochs,
-        accelerator=task.device,
-        devices=1,
-        logger=TensorBoardLogger(folder),
-        log_every_n_steps=1,
-        callbacks=[clock],
-        enable_checkpointing=False,
-    ).fit(TemplateModule(), loader)
-    return task.epochs * TRAINED_IMAGES / clock.stopwatch.seconds
+def tutorial(settings: Settings, folder: Path) -> float:
+    loader, net, device = pictures(settings, workers=4), new_lenet(settings), device_of(settings)
+    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
 
-
-def tutorial(task: Task, folder: Path) -> float:
-    device = task.torch_device
-    loader = DataLoader(task.pictures(), task.batch_size, shuffle=True, num_workers=4)
-    net, optimizer = _lenet(device, torch.contiguous_format, fused=False)
-    started = time.perf_counter()
-    for _ in range(task.epochs):
+    def epoch(_: int) -> None:
         loss_sum = correct = 0.0
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            optimizer.zero_grad()
-            logits = net(images)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            with torch.no_grad():
-                loss_sum += float(loss) * len(labels)
-                correct += float((logits.argmax(1) == labels).sum())
-    return task.epochs * TRAINED_IMAGES / (time.perf_counter() - started)
+            loss, logits = train_plainly(net, optimizer, images, labels)
+            loss_sum += float(loss) * len(labels)
+            correct += float((logits.argmax(1) == labels).sum())
+
+    return speed_of(settings, epoch)
 
 
-def matrix_product(task: Task, folder: Path) -> float:
-    """The examples per second that the peak rate of float32 matrix products implies: the best of twenty."""
-    left, right = torch.rand(2, 2048, 2048, device=task.torch_device).unbind()
-    seconds = []
-    for _ in range(22):
-        started = time.perf_counter()
-        (left @ right)[0, 0].item()  # reading a number waits for the device
-        seconds.append(time.perf_counter() - started)
-    return 2 * 2048**3 / min(seconds[2:]) / operations_per_image()
+def matrix_product(settings: Settings, folder: Path) -> float:
+    """What the best of 22 products of 2048×2048 float32 matrices would allow."""
+    left, right = torch.rand(2, 2048, 2048, device=device_of(settings)).unbind()
+    seconds = min(timeit.repeat(lambda: (left @ right)[0, 0].item(), number=1, repeat=22))  # item waits for the device
+    return 2048**3 / seconds / multiply_adds(stages(LeNet()))[1]  # forward and backward
 
 
-def operations_per_image() -> int:
-    """Floating-point operations of a training step for one image: a multiplication and an addition for each product."""
-    _, forward_and_backward = multiply_adds(stages(LeNet()))
-    return 2 * forward_and_backward
+def train_plainly(
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the loss () and the logits (N, classes)."""
+    optimizer.zero_grad()
+    logits = net(images)
+    loss = F.cross_entropy(logits, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach(), logits.detach()
 
 
-def _lenet(
-    device: torch.device, memory_format: torch.memory_format, fused: bool
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+def warm_up_sizes(settings: Settings) -> list[int]:
+    """Two batches of each size, full and left over: libraries set themselves up for each before the clock starts."""
+    size = settings.data.batch_size
+    return 2 * [size, TRAINED_IMAGES % size or size]
+
+
+def speed_of(settings: Settings, epoch: Callable[[int], None]) -> float:
+    """Images per second of a loop."""
+    started = time.perf_counter()
+    for number in range(settings.trainer.max_epochs):
+        epoch(number)
+    return settings.trainer.max_epochs * TRAINED_IMAGES / (time.perf_counter() - started)
+
+
+def device_of(settings: Settings) -> torch.device:
+    return torch.device("cuda" if settings.device.accelerator == "gpu" else "cpu")
+
+
+def new_lenet(settings: Settings) -> LeNet:
     torch.manual_seed(0)
     net = LeNet()
     xavier_uniform_(net)
-    net = net.to(device).to(memory_format=memory_format)
-    return net, torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=fused)
+    return net.to(device_of(settings))
+
+
+def in_memory(settings: Settings) -> tuple[ImageDataModule, Tensor, Tensor]:
+    """This project's data module; its training images (N, 1, 28, 28) uint8 and labels (N,), on the device."""
+    data = build_data(settings, block_steps=settings.trainer.log_every_n_steps)
+    assert isinstance(data, ImageDataModule)
+    data.setup()
+    images, labels = (values.to(device_of(settings)) for values in data.images("train"))
+    return data, images[:, None], labels
+
+
+def pictures(settings: Settings, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """torchvision's training images; each is converted to a tensor when it is read."""
+    data = FashionMNIST(settings.section("data")["root"], train=True, transform=ToTensor())
+    return DataLoader(Subset(data, range(TRAINED_IMAGES)), settings.data.batch_size, shuffle=True, num_workers=workers)
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -232,5 +192,5 @@ CONTENDERS: dict[str, Contender] = {
     "plain, NHWC": partial(plain, memory_format=torch.channels_last),
     "template": template,
     "tutorial": tutorial,
-    PEAK: matrix_product,
+    "matrix product": matrix_product,
 }
