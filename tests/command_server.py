@@ -25,23 +25,14 @@ import torchvision.datasets  # noqa: F401
 import lenet.training.run  # noqa: F401 - what a run loads; loading starts no thread
 
 
-def status_of(child: int) -> int | None:
-    """Its exit status as subprocess has it; None while it runs."""
-    found, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
-
-
 def become(words: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
     """Make this process look like a new one that was given these words."""
     os.setsid()
     os.chdir(folder)
-    for path, flags, descriptor in (
-        (os.devnull, os.O_RDONLY, 0),
-        (stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1),
-        (stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 2),
-    ):
+    appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (stdout, appending), (stderr, appending)]):
         opened = os.open(path, flags)
-        os.dup2(opened, descriptor)
+        os.dup2(opened, number)
         os.close(opened)
     os.environ.clear()
     os.environ.update(environment)
@@ -55,10 +46,10 @@ def serve() -> dict[str, Any] | None:
     children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
-        if "ended" in request:
-            answer = status_of(request["ended"])
-            if answer is not None:
-                children.remove(request["ended"])
+        if "ended" in request:  # None while it runs, else as subprocess has it
+            found, status = os.waitpid(request["ended"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if found else None
+            children.discard(found)
         else:
             answer = os.fork()
             if answer == 0:
@@ -93,7 +84,6 @@ def run() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for pytest, which then closes stdin
-    gc.collect()
     gc.freeze()  # what is loaded would otherwise be copied where a fork looks for garbage
     command = serve()
     if command is not None:

@@ -1,8 +1,7 @@
 """This project's commands as tests run them: each in a process of its own, without the seconds that loading takes.
 
 A server loads torch and Lightning once, and each command is a fork of it: its arguments, environment, folder, output,
-signals and exit status are those of a command that a shell starts. What is loaded, and when, is not: tests about that
-start Python itself.
+signals and exit status are those of a command that a shell starts.
 """
 
 from __future__ import annotations
@@ -15,20 +14,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-class Process(Protocol):
-    """A command, or a process that a test has started itself."""
-
-    def poll(self) -> int | None:
-        """Its exit status; None while it runs."""
-
-
-def wait_for(path: Path, process: Process) -> None:
-    """Return when the process has made the file or folder; it is not to end before."""
+def wait_for(path: Path, process: Command | subprocess.Popen[Any]) -> None:
+    """Return when the process has made the file or folder; it must not end before."""
     end = time.monotonic() + 60
     while not path.exists():
         assert process.poll() is None
@@ -76,7 +68,7 @@ class Command:
             os.kill(self.pid, signum)
 
     def processes(self) -> list[int]:
-        """The living processes of its session, it and those it has started. (For Linux.)"""
+        """The living processes of its session: itself and those that it started. (For Linux.)"""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -136,25 +128,15 @@ class Commands:
             port = free.getsockname()[1]
         per_node = 2 // nodes
         shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": str(per_node),
-            "GROUP_WORLD_SIZE": str(nodes),
-            "TORCHELASTIC_RUN_ID": "none",
-        }
-        devices = ("device=ddp", f"device.devices={per_node}", f"device.num_nodes={nodes}", "device.accelerator=cpu")
-        return [
-            self.start(
-                "train.py",
-                *words,
-                *devices,
-                cwd=cwd,
-                environment=shared
-                | {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "GROUP_RANK": str(rank // per_node)},
-            )
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none",
+            "LOCAL_WORLD_SIZE": str(per_node), "GROUP_WORLD_SIZE": str(nodes),
+        }  # fmt: skip
+        ranks = [
+            {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "GROUP_RANK": str(rank // per_node)}
             for rank in range(2)
         ]
+        words += ("device=ddp", f"device.devices={per_node}", f"device.num_nodes={nodes}", "device.accelerator=cpu")
+        return [self.start("train.py", *words, cwd=cwd, environment=shared | rank) for rank in ranks]
 
     def ask(self, **request: Any) -> Any:
         """The server's answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
@@ -10,9 +9,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Each of the workers gets its share of the processor; torch reads this when it is loaded.
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
+import contextlib
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +23,11 @@ from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet.cli import compose_settings
-from lenet.data import fashion_mnist
+from lenet.data import FashionMNIST
 from lenet.errors import UserError
-from lenet.fast.kernels import load
-from lenet.fast.kernels.compiler import UnavailableError
-from lenet.monitor import events
+from lenet.fast.kernels.compiler import UnavailableError, load
+from lenet.monitor.tensorboard import read_events
 from lenet.training import run as training
-from lenet.training.run import run
 from tests.commands import PROJECT, Commands
 
 # Drawn examples. The suite draws the same ones each time, so that its result depends on the code alone;
@@ -41,27 +37,8 @@ settings.register_profile("explore", deadline=None, database=None, print_blob=Tr
 settings.load_profile("suite")
 
 
-notes: list[str] = []
-"""What tests have to say at the end of a run, whether it passed or not."""
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):  # one of several processes
-        session.config.workeroutput["notes"] = notes
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    notes.extend(getattr(node, "workeroutput", {}).get("notes", []))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for note in notes:
-        terminalreporter.write_line(note)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests of compiled kernels need what these need, except where a check of the project is to be complete."""
+    """Skip tests of compiled kernels where nothing can be compiled; but not in CI, where all tests have to run."""
     if item.get_closest_marker("compiled") and "CI" not in os.environ:
         try:
             load()
@@ -70,34 +47,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def gpus_are_left_alone() -> Iterator[None]:
-    """What is tested is true of the CPU, and on a GPU in part; tests.test_gpu says what is true there."""
+def no_gpu() -> Iterator[None]:
+    """The tests run on the CPU; tests/test_gpu.py starts processes that see the GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield
 
 
 @pytest.fixture(autouse=True)
-def random_numbers_of_its_own() -> None:
-    """What a test draws from torch is the same in whatever order, or beside whichever others, it runs."""
+def seeded() -> None:
+    """What a test draws from torch does not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Torch computes with so many, however the suite is run: sums round otherwise with another number."""
+    """Torch computes with two threads, however the suite is run: another number rounds sums in another way."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def garbage_is_left_alone() -> Iterator[None]:
-    """A run in this process need not look for garbage among all that pytest has made: that is slower than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "objects_set_aside", contextlib.nullcontext)
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +86,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root that holds the real images: the project's own, else one made of the system's copy."""
     own = PROJECT / "data"
-    root = own if fashion_mnist.raw_folder(own).is_dir() else tmp_path_factory.mktemp("data")
+    root = own if FashionMNIST(own).folder.is_dir() else tmp_path_factory.mktemp("data")
     try:
-        fashion_mnist.obtain(root, mirrors=[])
+        FashionMNIST(root, mirrors=[]).prepare_data()
     except UserError as error:
         if os.environ.get("CI"):
             raise
@@ -143,7 +112,7 @@ class Finished:
 
     @cached_property
     def events(self) -> EventAccumulator:
-        return events.read(self.folder)
+        return read_events(self.folder)
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
         """(step, value) of each point in TensorBoard."""
@@ -163,12 +132,12 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def train_command(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
-    """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would, but for what it loads."""
+    """Runs `python train.py OVERRIDES` in a run folder of its own, as a user would."""
 
     def train(*overrides: str, folder: Path | None = None, cwd: Path | None = None) -> Finished:
         folder = folder or tmp_path_factory.mktemp("run") / "run"
         words = list(overrides)
-        if not any(word.startswith(("-", "hydra.")) for word in overrides):
+        if not any(word.startswith(("-", "hydra.", "resume=")) for word in overrides):
             words.append(f"hydra.run.dir={folder}")
         done = commands.run("train.py", *words, cwd=cwd or folder.parent)
         return Finished(done.returncode, done.stdout, done.stderr, folder)
@@ -176,20 +145,15 @@ def train_command(commands: Commands, tmp_path_factory: pytest.TempPathFactory) 
     return train
 
 
-def imported_by(*words: str, cwd: Path | None = None) -> tuple[set[str], subprocess.CompletedProcess[str]]:
-    """The modules that `python train.py WORDS` loads, and how it ended."""
-    command = [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *words]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
-    return {line.split("|")[-1].strip() for line in done.stderr.splitlines()}, done
-
-
 @pytest.fixture
-def train_here(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
+def train_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> TrainCommand:
     """Trains in this process, which saves the seconds that a new one needs to load torch."""
+    # The search for garbage among all that pytest has made takes longer than the run.
+    monkeypatch.setattr(training, "objects_set_aside", contextlib.nullcontext)
 
-    def train(*overrides: str) -> Finished:
-        folder = tmp_path_factory.mktemp("run")
-        run(compose_settings(PROJECT, *overrides), folder)
+    def train(*overrides: str, folder: Path | None = None) -> Finished:
+        folder = folder or tmp_path_factory.mktemp("run")
+        training.run(compose_settings(*overrides), folder)
         return Finished(0, "", "", folder)
 
     return train
@@ -198,13 +162,7 @@ def train_here(tmp_path_factory: pytest.TempPathFactory) -> TrainCommand:
 @pytest.fixture(scope="session")
 def finished_run(train_command: TrainCommand) -> Finished:
     """One small run that several tests look at from different sides."""
-    run = train_command(
-        "data.train_size=6000",
-        "data=synthetic",
-        "model=lenet_relu",
-        "optimizer=adam",
-        "trainer.max_epochs=3",
-        "scheduler=cosine",
-    )
+    small = ("data=synthetic", "data.train_size=6000", "trainer.max_epochs=3")
+    run = train_command(*small, "model=lenet_relu", "optimizer=adam", "scheduler=cosine")
     assert run.status == 0, run.stderr
     return run

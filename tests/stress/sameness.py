@@ -1,4 +1,4 @@
-"""Whether two runs gave the same, bit for bit: weights, optimizer, measures, curves; but not how long they took."""
+"""Whether two runs gave the same, bit for bit: weights, optimizer, metrics and scalars; but not how long they took."""
 
 from __future__ import annotations
 
@@ -8,58 +8,56 @@ from typing import Any
 import torch
 
 from lenet.files import read_json
-from lenet.monitor import events
-from lenet.nested import parts
-from lenet.training import checkpoint_file, saved
+from lenet.monitor.tensorboard import read_events
+from lenet.training.checkpoint import BEST, CHECKPOINTS, LAST, RESULT, read
 
 TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
 """What differs from run to run."""
 
 
-def differences(run: Path, other: Path) -> list[str]:
-    """What differs between the runs in two folders; empty if they gave the same.
+def differences(undisturbed: Path, harmed: Path, lossy: bool = False) -> list[str]:
+    """What differs between the runs in two folders; `lossy`: of the harmed one, scalars may be missing.
 
     Raises:
         UserError, OSError: a run has not ended, or its files are damaged.
     """
-    found = []
-    for name in (saved.LAST, saved.BEST):
-        paths = [folder / saved.FOLDER / name for folder in (run, other)]
-        if len({path.exists() for path in paths}) == 2:
-            found.append(f"{name}: one has it, the other does not")
-        elif paths[0].exists():
-            ours, theirs = (_states(checkpoint_file.read(path)) for path in paths)
-            found += [
-                f"{name}: {key}" for key in ours.keys() | theirs.keys() if not _equal(ours.get(key), theirs.get(key))
-            ]
-    ours, theirs = (read_json(folder / "metrics.json") for folder in (run, other))
-    found += [f"metrics.json: {key}" for key in ours.keys() | theirs.keys() if not _same(key, ours, theirs)]
-    ours, theirs = scalars(run), scalars(other)
-    for tag in ours.keys() | theirs.keys():
-        if tag in TIMINGS:  # at the same steps, all the same
-            ours[tag], theirs[tag] = ([step for step, _ in each.get(tag, [])] for each in (ours, theirs))
-        if repr(ours.get(tag)) != repr(theirs.get(tag)):  # NaN is like NaN
-            found.append(f"curve {tag}")
+    ours, theirs = _values(undisturbed), _values(harmed)
+    found = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    ours, theirs = _scalars(undisturbed), _scalars(harmed)
+    for tag in sorted(ours.keys() | theirs.keys()):
+        points, rest = theirs.get(tag, []), iter(ours.get(tag, []))
+        if not (all(point in rest for point in points) if lossy else points == list(rest)):
+            found.append(f"scalar {tag}")
     return found
 
 
-def scalars(folder: Path) -> dict[str, list[Any]]:
-    """By tag, the steps and values in a run's event files."""
-    read = events.read(folder)
-    return {tag: [(each.step, each.value) for each in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+def _values(folder: Path) -> dict[str, Any]:
+    """Every number in a run's checkpoints and metrics.json, by a full name."""
+    metrics = {key: value for key, value in read_json(folder / RESULT).items() if key not in TIMINGS}
+    found = _flat(metrics, f"{RESULT}: ")
+    for name in (LAST, BEST):
+        path = folder / CHECKPOINTS / name
+        checkpoint = read(path) if path.exists() else {}
+        for section in ("state_dict", "optimizer_states", "lr_schedulers"):
+            found |= _flat(checkpoint.get(section), f"{name}: {section}.")
+    return found
 
 
-def _states(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Weights, optimizer and schedule, by their full names."""
-    names = ("state_dict", "optimizer_states", "lr_schedulers")
-    return dict(part for name in names for part in parts(checkpoint[name], name))
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    """The parts of nested values: tensors as bytes, numbers as text, so that NaN equals NaN."""
+    if isinstance(value, torch.Tensor):
+        return {name: (str(value.dtype), tuple(value.shape), value.numpy().tobytes())}
+    if not isinstance(value, dict | list | tuple):
+        return {name: repr(value)}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: part for inner, each in items for key, part in _flat(each, f"{name}{inner}.").items()}
 
 
-def _equal(ours: Any, theirs: Any) -> bool:
-    if torch.is_tensor(ours) and torch.is_tensor(theirs):
-        return torch.equal(ours, theirs)
-    return type(ours) is type(theirs) and repr(ours) == repr(theirs)
-
-
-def _same(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    return key in TIMINGS or (key in ours and key in theirs and ours[key] == theirs[key])
+def _scalars(folder: Path) -> dict[str, list[str]]:
+    """By tag, the points in a run's event files; of timings only the steps."""
+    events = read_events(folder)
+    return {
+        # A point that stands twice is of an epoch that was done again (figure/* has epochs for steps: no purge).
+        tag: list(dict.fromkeys(str(p.step) if tag in TIMINGS else f"{p.step}: {p.value}" for p in events.Scalars(tag)))
+        for tag in events.Tags()["scalars"]
+    }
