@@ -42,6 +42,7 @@ def instant_runs(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return rates
 
 
+@pytest.mark.long
 def test_a_search_can_be_repeated_and_resumed(tmp_path: Path, instant_runs: list[float]) -> None:
     study(tmp_path / "one", "tune.trials=8").work()
     study(tmp_path / "two", "tune.trials=5").work()

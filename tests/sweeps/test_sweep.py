@@ -58,6 +58,7 @@ def wait_for_the_end_of_all(process: Command) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_grid_of_an_experiment_in_folders_by_override(
     sweep: TrainCommand, train_here: TrainCommand, commands: Commands, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_grid_of_an_experiment_in_folders_by_override(
     assert board.stdout.splitlines()[:3] == table[:3]
 
 
+@pytest.mark.long
 def test_a_failed_job_side_by_side_is_named_and_run_again(sweep: TrainCommand) -> None:
     overrides = ("launcher=processes", "optimizer.lr=3e38,0.1")
     run = sweep(*overrides)
@@ -103,6 +105,7 @@ def test_a_failed_job_side_by_side_is_named_and_run_again(sweep: TrainCommand) -
     assert "this command has others" in other.stderr
 
 
+@pytest.mark.long
 def test_a_killed_sweep_is_resumed_where_it_was(
     sweep: TrainCommand, commands: Commands, train_here: TrainCommand, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_killed_sweep_is_resumed_where_it_was(
     assert same_weights(train_here(*SMALL, *long, "optimizer.lr=0.2").folder, folder / "1")
 
 
+@pytest.mark.long
 def test_a_signal_ends_all_jobs_and_says_how_to_go_on(commands: Commands, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     words = ["-m", *SMALL, "seed=0,1,2", "launcher=processes", "trainer.max_epochs=500", f"hydra.sweep.dir={folder}"]
