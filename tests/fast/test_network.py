@@ -203,6 +203,7 @@ def test_an_edit_of_a_compiled_network_is_noticed(edit: Callable[[Any], object])
 def test_a_weight_that_c_would_misread_is_refused_by_the_step(weight: Tensor) -> None:
     net = lenet()
     plan = CompiledNetwork(net)
+    plan.gradients(*batch(5), 1.0)  # from now on, what C gets is prepared
     net.get_submodule("fc1").weight = nn.Parameter(weight, requires_grad=False)
     with pytest.raises(ValueError, match=r"C cannot read|sizes"):
         plan.gradients(*batch(5), 1.0)

@@ -54,7 +54,7 @@ class CompiledNetwork:
         self.is_whole = self._plan.is_whole  # so that `gradients` can be called
         between = [layer for stage in self._plan.stages for layer in stage.between]
         self._norms = [layer for layer in between if isinstance(layer, nn.BatchNorm2d)]
-        self._places: list[int] = []  # of the parameters that were handed to C last
+        self._prepared: list[tuple[Tensor, int]] = []  # the parameters that C got last, and their addresses
 
     def still_fits(self) -> bool:
         """Whether the network still has the same layers, with settings that the kernels have, and no hooks."""
@@ -94,7 +94,9 @@ class CompiledNetwork:
         return values
 
     def gradients(self, images: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Replace each parameter's `grad` by the gradient of `scale` times the sum of the cross entropies.
+        """Make each parameter's `grad` the gradient of `scale` times the sum of the cross entropies.
+
+        The next call writes into the same tensors: copy a gradient that is to be kept.
 
         Labels are (N,) int64. Returns that sum (), and the logits (N, 10), both without a graph. Raises an IndexError
         if a label is not 0 to 9, a ValueError if the network is not whole, or C cannot read a tensor.
@@ -103,14 +105,15 @@ class CompiledNetwork:
         if not self.is_whole or labels.shape != images.shape[:1] or images.shape[1:] != (1, 28, 28):
             raise ValueError("C needs a whole LeNet, 28×28 images, and a label for each")
         parameters = _parameters(self._plan.stages, self._plan.rest)  # read anew: they may have been replaced
-        places = [parameter.data_ptr() for parameter in parameters]
-        if places != self._places:  # a step is so short that it counts to prepare what C gets only once
+        now = zip(parameters, self._prepared, strict=False)
+        same = all(each is last and each.data_ptr() == place for each, (last, place) in now)
+        if not (self._prepared and same):  # a step is so short that it counts to prepare what C gets only once
             if not all(is_readable(each) and each.is_contiguous() for each in parameters):
                 raise ValueError("C cannot read these parameters: they should be contiguous float32 on the CPU")
             self._gradients = [empty(*parameter.shape) for parameter in parameters]
             sizes = [1, 28, 28, *(size for parameter in parameters for size in parameter.shape)]
             self._arrays = [as_c(each) for each in (sizes, parameters, self._gradients)]
-            self._places = places
+            self._prepared = [(each, each.data_ptr()) for each in parameters]
         c_sizes, c_parameters, c_gradients = self._arrays
         loss, logits = empty(), empty(len(images), 10)
         inputs = images, images.dtype == torch.uint8, labels, len(images), c_parameters
