@@ -18,9 +18,8 @@ from typing import Any
 
 from lenet.benchmarks import layers, train
 from lenet.cli import at_least_one, compose_settings, one_line_errors
+from lenet.config import PROJECT
 from lenet.training.run import check
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 TRAIN = """How fast is training, compared with other ways to train the same network?
 

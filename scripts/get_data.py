@@ -4,13 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from lenet.config import PROJECT
 from lenet.data import FashionMNIST
 from lenet.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent / "data")
+    parser.add_argument("--root", type=Path, default=PROJECT / "data")
     data = FashionMNIST(parser.parse_args().root)
     try:
         data.prepare_data()

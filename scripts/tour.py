@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from lenet.cli import compose_settings, one_line_errors
-from lenet.config import Settings
+from lenet.config import PROJECT, Settings
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.reports.page import Page
@@ -24,7 +24,6 @@ from lenet.training.build import build_classifier, build_data
 from lenet.training.checkpoint import CHECKPOINTS, LAST, read
 from lenet.training.run import check, run
 
-PROJECT = Path(__file__).resolve().parent.parent
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")
 
 

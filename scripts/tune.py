@@ -17,7 +17,7 @@ import logging
 import sys
 
 from lenet import cli
-from lenet.config import PROJECT, compose_config
+from lenet.config import compose_config
 from lenet.signals import raising
 
 
@@ -28,7 +28,7 @@ def main() -> None:
             print(__doc__)
             return
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        config = compose_config(PROJECT, "search", words)
+        config = compose_config("search", words)
 
         from lenet.sweeps.search import Study  # torch and Optuna load here; a mistyped key need not wait for that
 

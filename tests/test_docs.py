@@ -54,7 +54,7 @@ def test_commands_compose(page: Path) -> None:
         grid = [re.sub(r"=([^\[{]*?),.*", r"=\1", word) for word in words]  # of a sweep, the first job
         compose_settings(*(word for word in grid if not word.startswith("sweep.resume=")))
     for words in commands_on(page, "scripts/tune.py"):
-        compose_config(PROJECT, "search", words)
+        compose_config("search", words)
 
 
 def test_each_script_and_group_is_in_the_readme() -> None:

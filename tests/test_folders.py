@@ -23,3 +23,11 @@ def test_a_chosen_folder_that_holds_something_is_refused(tmp_path: Path) -> None
     (tmp_path / "precious").touch()
     with pytest.raises(UserError, match=f"{chosen}: .*name a new one"):
         folders.claim(config, "hydra.run.dir")
+
+
+def test_of_two_runs_with_the_same_chosen_folder_the_second_is_refused(tmp_path: Path) -> None:
+    chosen = f"hydra.run.dir={tmp_path}/run"
+    config = OmegaConf.create({"hydra": {"run": {"dir": f"{tmp_path}/run"}, "overrides": {"hydra": [chosen]}}})
+    folders.claim(config, "hydra.run.dir")
+    with pytest.raises(UserError, match=r"hydra\.run\.dir"):
+        folders.claim(config, "hydra.run.dir")

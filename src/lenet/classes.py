@@ -15,7 +15,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from lenet.errors import UserError, did_you_mean
+from lenet.errors import UserError, did_you_mean, flat
 
 SINGLE = ("model", "loss", "optimizer", "scheduler", "data")
 SEVERAL = ("callbacks", "logger")
@@ -53,7 +53,7 @@ def build(role: str, section: Mapping[str, Any], **more: Any) -> Any:
         reason = error.__cause__ or error
         if isinstance(reason, UserError):
             raise reason from None
-        raise UserError(f"{role}: {section['_target_']}: {' '.join(str(reason).split())}") from error
+        raise UserError(f"{role}: {section['_target_']}: {flat(reason)}") from error
 
 
 def check_named(key: str, section: Mapping[str, Any], role: str) -> None:
@@ -71,7 +71,7 @@ def check_named(key: str, section: Mapping[str, Any], role: str) -> None:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for part in (value, *inner):
             if isinstance(part, dict) and "_target_" in part:  # an activation, a layer: what networks are made of
-                check_named(f"{key}.{name}", part, "model" if role == "model" else role)
+                check_named(f"{key}.{name}", part, role)
 
 
 def accepted_arguments(role: str, target: str) -> frozenset[str] | None:
@@ -89,8 +89,7 @@ def _located(key: str, target: str, role: tuple[str, str]) -> Any:
     try:
         named = resolve_name(target)
     except Exception as error:  # importing a module of the user's may raise anything
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{key}._target_={target}: cannot be imported ({reason})") from error
+        raise UserError(f"{key}._target_={target}: cannot be imported ({flat(error.__cause__ or error)})") from error
     made = named
     if inspect.isfunction(named):
         made = typing.get_type_hints(named).get("return")

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
@@ -40,7 +40,6 @@ SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 def start(main: Callable[[], Any]) -> None:
     """Run train.py's Hydra application, and leave signals, logging and environment as they were."""
-    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
     sys.path.insert(0, str(Path.cwd()))  # for the user's own classes
     root = logging.getLogger()
     before, level, environment = list(root.handlers), root.level, os.environ.get(_HYDRA_RAISES)
@@ -69,7 +68,7 @@ def compose_settings(*overrides: str) -> Settings:
     Raises:
         UserError, HydraException: as the command line would refuse them.
     """
-    return read_settings(compose_config(PROJECT, "train", overrides))
+    return read_settings(compose_config("train", overrides))
 
 
 def at_least_one(text: str) -> int:
@@ -226,7 +225,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(part) for part in (error, error.__cause__) if part is not None)
+    text = f"{error} {error.__cause__ or ''}"
     match error:
         case UserError():
             return str(error)

@@ -18,7 +18,9 @@ from lenet.classes import SEVERAL, SINGLE, accepted_arguments, check_named
 from lenet.errors import UserError, closest
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The folder of train.py and conf/."""
+"""The folder of train.py and conf/; `${project:}` in a configuration."""
+
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -181,7 +183,7 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
     settings = validated(Settings, plain)
-    for name in ("model", "optimizer", "data", "scheduler", "loss"):
+    for name in SINGLE:
         if (section := settings.section(name)) and f"{name}._target_" in words:
             # The section's other keys were written for the class that stood there before.
             accepted = accepted_arguments(name, section["_target_"]) or ()
@@ -217,14 +219,13 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
         raise UserError(_first_mistake(error, key)) from None
 
 
-def compose_config(project: Path, head: str, overrides: Sequence[str]) -> DictConfig:
+def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
     """What the file conf/`head`.yaml and these overrides make, unchecked; with Hydra's own section.
 
     Raises:
         HydraException: as the command line would refuse them.
     """
-    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
-    with initialize_config_dir(str(project / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         return compose(head, overrides=list(overrides), return_hydra_config=True)
 
 
@@ -267,7 +268,7 @@ def closest_key(key: str) -> str | None:
 @functools.cache
 def known_keys() -> list[str]:
     """Every key of the default configuration, with dots: `optimizer.lr` and the like."""
-    config = OmegaConf.to_container(compose_config(PROJECT, "train", []), resolve=False)
+    config = OmegaConf.to_container(compose_config("train", []), resolve=False)
     return [key for key in _keys(config) if not key.startswith("hydra")]
 
 

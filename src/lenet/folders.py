@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lenet.errors import UserError
 
+RESULT = "metrics.json"
+"""In a run's folder; written last, so that a run which has it is done."""
+
 
 def claim(config: DictConfig, key: str) -> Path:
     """Create the folder that a key names, with a number added if another run has it; the key then names it.
@@ -23,6 +26,7 @@ def claim(config: DictConfig, key: str) -> Path:
         folder = wanted
         if _is_chosen(config, key):
             folder.mkdir(exist_ok=True)
+            (folder / ".hydra").mkdir()  # Hydra's own, which marks it as taken: of two runs at once, one finds it
         else:
             folder = _make_new(wanted)
     except OSError as error:

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lenet.data import FashionMNIST
+from lenet.folders import RESULT
 from lenet.monitor.tensorboard import EVENT_FILES
-from lenet.training.checkpoint import CHECKPOINTS, LAST, RESULT, RUN_FILE
+from lenet.training.checkpoint import CHECKPOINTS, LAST, RUN_FILE
 from tests.stress.sameness import differences
 
 PROJECT = Path(__file__).resolve().parent.parent.parent

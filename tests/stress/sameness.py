@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from lenet.files import read_json
+from lenet.folders import RESULT
 from lenet.monitor.tensorboard import read_events
-from lenet.training.checkpoint import BEST, CHECKPOINTS, LAST, RESULT, read
+from lenet.training.checkpoint import BEST, CHECKPOINTS, LAST, read
 
 TIMINGS = {"train/examples_per_sec", "final/examples_per_sec", "seconds", "dashboard_seconds", "checkpoint_seconds"}
 """What differs from run to run."""

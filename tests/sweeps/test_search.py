@@ -26,7 +26,7 @@ def study(folder: Path, *overrides: str) -> Study:
     """A search over learning rate and batch size."""
     words = [f"tune.folder={folder}", *overrides]
     common = [*SMALL, *(word for word in words if not word.lstrip("+").startswith("tune"))]
-    return Study(compose_config(PROJECT, "search", [*SMALL, *words]), common)
+    return Study(compose_config("search", [*SMALL, *words]), common)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from lenet.errors import UserError
 from lenet.signals import Interrupted
 from lenet.training.checkpoint import read
 from lenet.training.resume import resumed
-from lenet.training.run import run
+from lenet.training.run import resume_command, run
 from tests.commands import Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 from tests.stress.sameness import differences
@@ -187,3 +188,10 @@ def test_the_command_that_ends_early_names_the_one_that_goes_on(
     done = commands.run("train.py", f"resume={folder}", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "my data (1)", "lr=0.5"])
+def test_the_resume_command_can_be_pasted_into_a_shell(name: str) -> None:
+    folder = Path("/runs", name)
+    *_, word = shlex.split(resume_command(folder))
+    assert compose_settings(word).resume == str(folder)

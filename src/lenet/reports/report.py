@@ -12,12 +12,13 @@ from plotly import graph_objects as plot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet.errors import UserError
+from lenet.folders import RESULT
 from lenet.monitor.tensorboard import read_events
 from lenet.reports.page import Page
 from lenet.sweeps import sweep
 from lenet.sweeps.leaderboard import LOSS, Leaderboard
 from lenet.sweeps.sweep import PLAN, Sweep
-from lenet.training.checkpoint import RESULT, RUN_FILE, read_run
+from lenet.training.checkpoint import RUN_FILE, read_run
 
 CAPTIONS = {
     "test/confusion": "Confusion matrix of the test images.",

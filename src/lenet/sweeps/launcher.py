@@ -25,7 +25,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from lenet.errors import UserError
-from lenet.sweeps.sweep import RESULT, read_result
+from lenet.folders import RESULT
+from lenet.sweeps.sweep import read_result
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class ProcessLauncher(Launcher):
                 error = UserError(f"job {number} failed")
                 return JobReturn(overrides, config, status=JobStatus.FAILED, _return_value=error)
             log.info("Job %d is done", number)
-        result = read_result(folder, "delete the file, and sweep.resume runs the job again")
+        result = read_result(folder)
         return JobReturn(overrides, config, status=JobStatus.COMPLETED, _return_value=result.get("best_val_acc"))
 
 

@@ -64,7 +64,7 @@ class Leaderboard:
         self.rows = []
         for setting, jobs in settings.items():
             folders = [sweep.folder_of(job) for job in jobs if sweep.is_done(job)]
-            results = [read_result(each, "delete the file, and sweep.resume runs the job again") for each in folders]
+            results = [read_result(each) for each in folders]
             self.rows.append(Row(setting, len(jobs), results))
         self.metric = METRICS[0] if any(row.values[METRICS[0]] for row in self.rows) else LOSS
         self.rows.sort(key=self._rank)

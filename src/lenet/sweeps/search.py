@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from pydantic import Field
 
-from lenet.config import PROJECT, Count, Section, Settings, compose_config, read_settings, validated
+from lenet.config import Count, Section, Settings, compose_config, read_settings, validated
 from lenet.errors import UserError, flat
 from lenet.signals import Interrupted
 from lenet.sweeps.grid import refuse_unfit
@@ -108,7 +108,7 @@ class Study:
         self.study.set_user_attr("purpose", purpose)
 
     def _compose(self, *words: str) -> Settings:
-        return read_settings(compose_config(PROJECT, "train", [*self.overrides, *words]))
+        return read_settings(compose_config("train", [*self.overrides, *words]))
 
     def _check(self, key: str, values: dict[str, Any]) -> None:
         """Refuse a key that does not exist, or values that it cannot have."""

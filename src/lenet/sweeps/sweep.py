@@ -11,8 +11,9 @@ from typing import Any
 
 from lenet.errors import UserError
 from lenet.files import read_json, write_json
+from lenet.folders import RESULT
 
-PLAN, RESULT = "sweep.json", "metrics.json"
+PLAN = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read(folder: Path, key: str) -> Sweep:
         raise UserError(f"{key}{folder}: {what}; name a folder such as outputs/multirun/DATE/TIME") from None
 
 
-def read_result(folder: Path, remedy: str) -> dict[str, Any]:
+def read_result(folder: Path, remedy: str = "delete the file, and sweep.resume runs the job again") -> dict[str, Any]:
     """The metrics.json of a run that is done; if it is damaged, a UserError names the remedy."""
     path = folder / RESULT
     try:

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lenet.errors import UserError, printable
 from lenet.files import read_json, write_json, write_whole
-from lenet.monitor.throughput import Stopwatch
+from lenet.monitor.throughput import TimedCallback
 from lenet.training.module import Classifier
 from lenet.training.signals import EndOnSignal
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS, LAST, BEST, PREVIOUS = "checkpoints", "last.ckpt", "best.ckpt", "previous.ckpt"
 """The folder in a run's folder, and the files in it; previous.ckpt is the last.ckpt before."""
 
-RUN_FILE, RESULT = "run.json", "metrics.json"
+RUN_FILE = "run.json"
 
 COMMENT_SIZE = len("sha256:") + 64
 
@@ -99,7 +99,7 @@ def find(folder: Path) -> Path | None:
     return latest
 
 
-class SaveRun(Checkpoint):
+class SaveRun(TimedCallback, Checkpoint):
     """Saves a run at the end of an epoch: the best weights always, the last if it is due.
 
     It is due after the last epoch, at a signal, and if the last save is more than `every_seconds` ago. Lightning calls
@@ -107,13 +107,12 @@ class SaveRun(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_seconds: float, signals: EndOnSignal) -> None:
+        super().__init__()
         self.folder, self.every_seconds, self.signals = folder / CHECKPOINTS, every_seconds, signals
-        self.stopwatch = Stopwatch()
-        self._saved = time.monotonic()
-        self._best: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved = time.monotonic()
+        assert isinstance(pl_module, Classifier)
+        self._saved, self._best = time.monotonic(), pl_module.best_val_acc
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -144,12 +143,6 @@ class SaveRun(Checkpoint):
             progress["completed"] = progress["processed"]
         batches = loops["epoch_loop.batch_progress"]
         batches.update(current=dict.fromkeys(batches["current"], 0), is_last_batch=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best, "seconds": self.stopwatch.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best, self.stopwatch = state_dict["best"], Stopwatch(state_dict["seconds"])
 
 
 def write_run(folder: Path, settings: dict[str, Any]) -> None:

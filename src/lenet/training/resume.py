@@ -6,7 +6,8 @@ from pathlib import Path
 from lenet.config import Settings, validated
 from lenet.errors import UserError
 from lenet.files import read_json
-from lenet.training.checkpoint import RESULT, read_run
+from lenet.folders import RESULT
+from lenet.training.checkpoint import read_run
 
 CHANGEABLE = ("resume", "trainer.max_epochs", "device")
 """What may be set beside the folder."""

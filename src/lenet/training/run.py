@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError, flat
 from lenet.fast.memory import keep_freed_memory, objects_set_aside
 from lenet.files import read_json, write_json
+from lenet.folders import RESULT
 from lenet.models import stages, table
 from lenet.monitor.dashboard import Dashboard
 from lenet.monitor.hyperparameters import hyperparameters
@@ -41,7 +43,6 @@ from lenet.training.build import (
 from lenet.training.checkpoint import (
     CHECKPOINTS,
     LAST,
-    RESULT,
     RUN_FILE,
     SaveRun,
     WholeFileIO,
@@ -159,9 +160,8 @@ def run(
 
 
 def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool) -> dict[str, Any]:
-    start = _checkpoint_to_resume(settings, folder) if settings.resume is not None else None
-    begins_anew = 0 if settings.resume is not None else None  # what the first start has logged is hidden
-    loggers = loggers_of(settings, folder, begins_anew if start is None else read(start)["global_step"] + 1)
+    start, next_step = _place_to_resume(settings, folder) if settings.resume is not None else (None, None)
+    loggers = loggers_of(settings, folder, next_step)
     board = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)
     callbacks = [*callbacks_of(settings), *callbacks]
     data = build_data(settings, steps_in_block(settings, callbacks))
@@ -213,7 +213,9 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
 
 def resume_command(folder: Path) -> str:
     """The command that resumes the run in a folder, for a shell."""
-    return f"python train.py {shlex.quote(f'resume={folder}')}"
+    plain = re.fullmatch(r"[\w./\\ -]+", str(folder)) is not None
+    word = f"resume={folder}" if plain else f"resume='{folder}'"  # Hydra needs quotes of its own around other signs
+    return f"python train.py {shlex.quote(word)}"
 
 
 @contextlib.contextmanager
@@ -240,16 +242,16 @@ def _ends_in_one_line(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _checkpoint_to_resume(settings: Settings, folder: Path) -> Path | None:
-    """None if the run was ended before it had a checkpoint, and begins anew."""
+def _place_to_resume(settings: Settings, folder: Path) -> tuple[Path | None, int]:
+    """The checkpoint and the next optimizer step; a run that was ended before it had one begins anew, at 0."""
     warn_of_other_versions(folder)
     path = find(folder)
-    if path is not None and read(path)["epoch"] + 1 > settings.trainer.max_epochs:
-        raise UserError(
-            f"trainer.max_epochs={settings.trainer.max_epochs}: the run has done {read(path)['epoch'] + 1} epochs"
-            " already; name more"
-        )
-    return path
+    if path is None:
+        return None, 0
+    checkpoint, limit = read(path), settings.trainer.max_epochs
+    if (done := checkpoint["epoch"] + 1) > limit:
+        raise UserError(f"trainer.max_epochs={limit}: the run has done {done} epochs already; name more")
+    return path, checkpoint["global_step"] + 1
 
 
 def _result(settings: Settings, classifier: Classifier, trainer: pl.Trainer, throughput: Throughput) -> dict[str, Any]:
