@@ -145,7 +145,7 @@ def show_network(writer: SummaryWriter, net: nn.Module, step: int) -> None:
                 with suppress(ValueError):  # NaN, or so huge that bins cannot be told apart
                     writer.add_histogram(f"{kind}/{name}", numbers, step, bins=30)
     if len(kernels := filters(net)):
-        add_picture(writer, "network/filters", numbered(kernels, signed=True), step)
+        add_picture(writer, "network/filters", numbered(kernels), step)
 
 
 def show_validation(writer: SummaryWriter, validation: Evaluation, maps: dict[str, Tensor], step: int) -> None:

@@ -62,10 +62,10 @@ def filters(net: nn.Module) -> Tensor:
     return next(weights, torch.empty(0, 1)).detach()[:, 0]
 
 
-def numbered(planes: Tensor, signed: bool = False) -> Image.Image:
-    """The first planes (H, W), under their numbers from 1."""
+def numbered(planes: Tensor) -> Image.Image:
+    """The first planes (H, W), under their numbers from 1: red is positive, blue negative."""
     names = {f"{number}": plane for number, plane in enumerate(planes[:PLANES].float().cpu(), start=1)}
-    return images(names, width=420, per_row=8, signed=signed)
+    return images(names, width=420, per_row=8, signed=True)
 
 
 def write_embedding(folder: Path, test: Evaluation) -> None:
