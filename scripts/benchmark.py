@@ -31,7 +31,6 @@ machine's speed affects all of them. All train LeNet with SGD on 55,000 images. 
 training. Loading, logging and checkpoints count; validation does not.
 
 this project     `python train.py` with its logs, dashboards and checkpoints
-own step         its training step, batches and optimizer in a plain loop, without Lightning's Trainer
 plain            the fastest loop of plain PyTorch layers we could write: images in memory as floats, fused SGD,
                  numbers read from the device once an epoch
 plain, NHWC      the same in channels-last memory format

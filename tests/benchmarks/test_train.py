@@ -16,7 +16,7 @@ def test_the_report_has_medians_and_the_ratios_of_each_round() -> None:
     assert "3 rounds" in lines[0]
     assert [line.split()[2] for line in lines if line.startswith("batches of")] == ["64", "256"]
     assert lines[2].split() == ["this", "project", "24", "(20–30)"]
-    assert lines[4].split() == ["plain", "10", "(6–20)", "2.000", "(1.500–4.000)"]
+    assert lines[3].split() == ["plain", "10", "(6–20)", "2.000", "(1.500–4.000)"]
 
 
 def test_each_round_starts_with_another_contender() -> None:

@@ -18,12 +18,11 @@ from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
 from lenet.config import Settings
-from lenet.data import Batch, ImageDataModule
+from lenet.data import ImageDataModule
 from lenet.fast.memory import keep_freed_memory, objects_set_aside
 from lenet.models import LeNet, multiply_adds, stages, xavier_uniform_
-from lenet.training.build import build_classifier, build_data
+from lenet.training.build import build_data
 from lenet.training.run import run
-from lenet.training.step import Sums, make_step, proved
 
 OURS = "this project"
 TRAINED_IMAGES = 55_000
@@ -36,33 +35,6 @@ Contender = Callable[[Settings, Path], float]
 def this_project(settings: Settings, folder: Path) -> float:
     result = run(settings, folder)
     return float(result["images"] / result["seconds"])
-
-
-def own_step(settings: Settings, folder: Path) -> float:
-    keep_freed_memory()
-    data, images, labels = in_memory(settings)
-    classifier = build_classifier(settings, data).to(images.device)
-    classifier.trainer = pl.Trainer(accelerator=images.device.type, logger=False, enable_checkpointing=False)
-    optimizer, loader = classifier.optimizer_factory(classifier.parameters()), data.train_dataloader()
-    step = proved(make_step(classifier), images[: data.batch_size], labels[: data.batch_size])
-
-    def train(batch: Batch, sums: Sums) -> None:
-        loss, logits = step.gradients(*batch)
-        optimizer.step()
-        sums.add(loss, logits, batch.labels)
-
-    def epoch(number: int) -> None:
-        loader.set_epoch(number)
-        sums = Sums()
-        for block in loader:
-            for batch in data.transfer_batch_to_device(block, images.device, 0).batches():
-                train(batch, sums)
-            sums.read()
-
-    for size in warm_up_sizes(settings):
-        train(Batch(images[:size], labels[:size], size), Sums())
-    with objects_set_aside():
-        return speed_of(settings, epoch)
 
 
 def plain(settings: Settings, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> float:
@@ -187,7 +159,6 @@ def pictures(settings: Settings, workers: int) -> DataLoader[tuple[Tensor, Tenso
 
 CONTENDERS: dict[str, Contender] = {
     OURS: this_project,
-    "own step": own_step,
     "plain": plain,
     "plain, NHWC": partial(plain, memory_format=torch.channels_last),
     "template": template,
