@@ -129,7 +129,6 @@ MODULES: dict[str, Callable[[bool], Classifier]] = {
     "label smoothing": partial(classifier, loss=nn.CrossEntropyLoss(label_smoothing=0.2)),
     "weighted classes": partial(classifier, loss=nn.CrossEntropyLoss(weight=torch.arange(10.0))),
     "overridden loss": partial(classifier, kind=OwnLoss),
-    "clipped": partial(classifier, gradient_clip_val=0.1),
 }
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 BATCHWISE_ARGUMENTS = {
     *("accumulate_grad_batches", "detect_anomaly", "fast_dev_run", "limit_train_batches", "overfit_batches"),
-    *("profiler", "val_check_interval"),
+    *("gradient_clip_algorithm", "gradient_clip_val", "profiler", "val_check_interval"),
 }
 """Arguments of Lightning's Trainer about single batches."""
 
@@ -28,8 +28,6 @@ BATCHWISE_HOOKS = [
     name for name in vars(pl.Callback) if name.startswith(("on_train_batch_", "on_before_", "on_after_"))
 ]
 """What a callback implements that looks at single batches."""
-
-CLIPPING = ("gradient_clip_val", "gradient_clip_algorithm")
 
 
 def build_data(settings: Settings, block_steps: int = 1) -> pl.LightningDataModule:
@@ -54,7 +52,6 @@ def build_classifier(settings: Settings, data: pl.LightningDataModule) -> Classi
         model.setdefault("in_channels", shape[0])
     if classes is not None and "classes" in accepted:
         model.setdefault("classes", classes)
-    clipping = {name: value for name, value in settings.section("trainer").items() if name in CLIPPING}
     return Classifier(
         model,
         settings.section("optimizer"),
@@ -64,7 +61,6 @@ def build_classifier(settings: Settings, data: pl.LightningDataModule) -> Classi
         fuse=settings.fuse and settings.precision == "float32",
         blocks=getattr(data, "block_steps", 1) > 1,
         seed=settings.seed,
-        **clipping,
     )
 
 

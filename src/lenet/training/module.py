@@ -44,7 +44,6 @@ class Classifier(pl.LightningModule):
         fuse: allow compiled kernels on the CPU, where training gets blocks of batches.
         blocks: whether training gets blocks of batches.
         seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
-        gradient_clip_val, gradient_clip_algorithm: as Lightning's Trainer takes them, for blocks.
 
     The first four may also be descriptions as in a configuration, such as `{"_target_": "lenet.models.LeNet"}`.
 
@@ -66,8 +65,6 @@ class Classifier(pl.LightningModule):
         fuse: bool = True,
         blocks: bool = False,
         seed: int | None = None,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
     ) -> None:
         super().__init__()
         parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
@@ -86,7 +83,6 @@ class Classifier(pl.LightningModule):
             xavier_uniform_(self.net)
         self.automatic_optimization = not blocks
         self.fuse, self.seed = fuse, seed
-        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.lr: float | None = None
         self.metrics: dict[str, float] = {}
         self.best_val_acc: float | None = None
@@ -169,8 +165,6 @@ class Classifier(pl.LightningModule):
         before, last, images, steps = self.trainer.global_step, self.trainer.max_steps, 0, 0
         for batch in block.batches():
             loss, logits = step.gradients(batch.images, batch.labels, batch.total)
-            if self.gradient_clip_val is not None:
-                self._clip_gradients(self.gradient_clip_val)
             optimizer.step()
             self.running.add(loss, logits, batch.labels)
             images, steps = images + batch.total, steps + 1
@@ -187,12 +181,6 @@ class Classifier(pl.LightningModule):
         counter.total.ready += steps
         counter.total.completed += steps
         self._read_sums(before)
-
-    def _clip_gradients(self, limit: float) -> None:
-        if self.gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.parameters(), limit)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     def _read_sums(self, steps_before: int) -> None:
         """Bring `running` up to date; on all devices at the same step, so that they stop together."""
