@@ -141,9 +141,8 @@ def show_network(writer: SummaryWriter, net: nn.Module, step: int) -> None:
     for name, parameter in net.named_parameters():
         for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
             if values is not None:
-                numbers = values.detach().cpu().double().numpy()  # in single precision, bins may be too narrow
-                with suppress(ValueError):  # NaN, or so huge that bins cannot be told apart
-                    writer.add_histogram(f"{kind}/{name}", numbers, step, bins=30)
+                with suppress(ValueError):  # NaN, or so close together that bins cannot be told apart
+                    writer.add_histogram(f"{kind}/{name}", values.detach().cpu().float().numpy(), step, bins=30)
     if len(kernels := filters(net)):
         add_picture(writer, "network/filters", numbered(kernels), step)
 

@@ -1,15 +1,13 @@
 """A run's TensorBoard log: one event file in the run's own folder for each time that the run was started."""
 
 import io
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 from google.protobuf.json_format import ParseDict
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,14 +15,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from lenet.errors import UserError
 from lenet.models import Stage
 from lenet.monitor.drawing import PALETTE
-
-log = logging.getLogger(__name__)
 
 # TensorBoard's own checksum is a loop over bytes in Python: 0.3 seconds a megabyte.
 pywrap_tensorflow.crc32c = google_crc32c.value
@@ -43,6 +37,19 @@ FINAL_TAGS = {
 """What the HParams tab compares; each value is the first of these metrics that the run has."""
 
 
+NOT_COMPARED = (
+    "test_every_epoch",
+    "dashboard",
+    "data.root",
+    "data.mirrors",
+    "checkpoint",
+    "sweep",
+    "logger",
+    "callbacks",
+)
+"""Settings that do not change a result."""
+
+
 def read_events(folder: Path) -> EventAccumulator:
     """All events in a run's folder. A damaged file counts up to the damage."""
     everything = dict.fromkeys(("images", "histograms", "tensors", "scalars"), 0)  # 0: all of them, not a sample
@@ -54,12 +61,7 @@ def read_events(folder: Path) -> EventAccumulator:
 class RunLogger(TensorBoardLogger):
     """Writes into the run's folder itself; fitting and testing share one event file.
 
-    If events cannot be written (the disk is full, say), a warning says so and the run goes on without TensorBoard.
-
     Of a resumed run, `next_step` is the first optimizer step that comes; earlier events from there on are hidden.
-
-    Raises:
-        UserError: on first use, if no event file can be made in the folder.
     """
 
     def __init__(self, save_dir: str | Path, next_step: int | None = None) -> None:
@@ -69,21 +71,6 @@ class RunLogger(TensorBoardLogger):
     @property
     def log_dir(self) -> str:
         return self.save_dir
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
-        """PyTorch's writer; a stand-in that does nothing on all devices but the first."""
-        try:
-            writer: SummaryWriter = super().experiment
-        except OSError as error:
-            raise UserError(f"{self.save_dir}: TensorBoard cannot write here ({error.strerror})") from error
-        file_writer: Any = writer.file_writer
-        if not isinstance(file_writer.event_writer, _EventWriter):
-            file_writer.event_writer.close()
-            newest = max(Path(self.save_dir).glob(EVENT_FILES), key=lambda path: path.stat().st_mtime_ns)
-            file_writer.event_writer = _EventWriter(newest)
-        return writer
 
     def describe(self, config: str, stages: Sequence[Stage], input_shape: Sequence[int] = (1, 28, 28)) -> None:
         """Log the configuration (as YAML) and the graph of a network that takes images of that shape (C, H, W)."""
@@ -99,12 +86,22 @@ class RunLogger(TensorBoardLogger):
         graph = ParseDict({"node": nodes, "versions": {"producer": 22}}, GraphDef())
         self.experiment.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
-    def log_comparison(self, hyperparameters: dict[str, float | str], metrics: Mapping[str, Any], step: int) -> None:
-        """Make the finished run a row of the HParams tab. What was not measured is NaN."""
+    def log_comparison(self, settings: Mapping[str, Any], metrics: Mapping[str, Any], step: int) -> None:
+        """Make the finished run a row of the HParams tab, by settings such as {"optimizer.lr": 0.9}.
+
+        Classes are named without their modules. What was not measured is NaN.
+        """
+        compared: dict[str, float | str] = {}
+        for key, value in settings.items():
+            is_plain = isinstance(value, str | int | float | list) and not key.endswith("_partial_")
+            if is_plain and not key.startswith(NOT_COMPARED):
+                name = key.removesuffix("._target_")
+                text = str(value).rpartition(".")[2] if name != key else str(value)
+                compared[name] = value if isinstance(value, int | float) else text
         final = {}
         for tag, sources in FINAL_TAGS.items():
             final[tag] = next((metrics[key] for key in sources if metrics.get(key) is not None), math.nan)
-        self.log_hyperparams(hyperparameters, final, step)
+        self.log_hyperparams(compared, final, step)
 
     def flush(self) -> None:
         self.experiment.flush()
@@ -116,31 +113,6 @@ class RunLogger(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Called after fitting and after testing. Lightning's own would close the file, and begin another."""
         self.flush()
-
-
-class _EventWriter:
-    """Appends events to a file, up to the first that cannot be written; TensorBoard's own uses a thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._failed = path, False
-        self._records = RecordWriter(path.open("ab"))
-
-    def add_event(self, event: Event) -> None:
-        self._attempt(lambda: self._records.write(event.SerializeToString()))
-
-    def flush(self) -> None:
-        self._attempt(self._records.flush)
-
-    def close(self) -> None:
-        self._attempt(self._records.close)
-
-    def _attempt(self, action: Callable[[], None]) -> None:
-        try:
-            if not self._failed:
-                action()
-        except OSError as error:
-            self._failed = True
-            log.warning("%s: cannot be written (%s); the run goes on without TensorBoard", self._path, error.strerror)
 
 
 def add_picture(writer: SummaryWriter, tag: str, image: Image.Image, step: int) -> None:

@@ -5,6 +5,7 @@ import copy
 import logging
 import re
 import shlex
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lenet import folders
-from lenet.config import Settings, read_settings
+from lenet.config import Settings, dotted, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError, UserError, flat
 from lenet.fast.memory import keep_freed_memory, objects_set_aside
@@ -25,13 +26,11 @@ from lenet.files import read_json, write_json
 from lenet.folders import RESULT
 from lenet.models import stages, table
 from lenet.monitor.dashboard import Dashboard
-from lenet.monitor.hyperparameters import hyperparameters
 from lenet.monitor.progress import Progress
 from lenet.monitor.tensorboard import RunLogger
 from lenet.monitor.throughput import Throughput
 from lenet.signals import Interrupted
 from lenet.training.build import (
-    CLIPPING,
     build_classifier,
     build_data,
     build_trainer,
@@ -169,11 +168,8 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
     throughput, dashboard, signals = Throughput(), Dashboard(), EndOnSignal()
     saving = SaveRun(folder, settings.checkpoint.every_seconds, signals)
     shown = [dashboard] if settings.dashboard == "full" else []
-    # With blocks, the classifier steps the optimizer, and clips.
-    clipping = {} if classifier.automatic_optimization else dict.fromkeys(CLIPPING)
     trainer = build_trainer(
         settings,
-        **clipping,
         logger=loggers or False,
         callbacks=[throughput, Progress(), *shown, *callbacks, signals, saving],
         plugins=[WholeFileIO()],
@@ -204,7 +200,7 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
     }
     if trainer.is_global_zero:
         if board is not None and settings.dashboard == "full":
-            board.log_comparison(hyperparameters(settings.plain), result, trainer.global_step)
+            board.log_comparison(dict(dotted(settings.plain)), result, trainer.global_step)
         for logger in loggers:
             logger.finalize("success")
         write_json(folder / RESULT, result)
@@ -221,7 +217,9 @@ def resume_command(folder: Path) -> str:
 @contextlib.contextmanager
 def _ends_in_one_line(folder: Path) -> Iterator[None]:
     """Whatever ends a run early says in one line why, what is left, and how it goes on."""
-    has_checkpoint = (folder / CHECKPOINTS / LAST).exists
+    has_checkpoint, hook = (folder / CHECKPOINTS / LAST).exists, threading.excepthook
+    # TensorBoard writes in a thread, whose errors are raised again by whoever writes next.
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else hook(failed)
     try:
         yield
     except Interrupted as interrupt:
@@ -240,6 +238,8 @@ def _ends_in_one_line(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: cannot be written ({error.strerror or error}); make room or let it be"
             f" written, and {resume_command(folder)} goes on"
         ) from None
+    finally:
+        threading.excepthook = hook
 
 
 def _place_to_resume(settings: Settings, folder: Path) -> tuple[Path | None, int]:
