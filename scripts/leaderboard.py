@@ -1,6 +1,7 @@
-"""Show a sweep's results at any time, also while it runs: a row for each setting, over its seeds, best first.
+"""Compare the runs in a folder, also while a sweep runs: a row for each setting, over its seeds, best first.
 
-    python scripts/leaderboard.py outputs/multirun/DATE/TIME
+    python scripts/leaderboard.py outputs/multirun/DATE/TIME     a sweep
+    python scripts/leaderboard.py outputs/DATE                   all runs of a day
 
 Writes leaderboard.csv and leaderboard.png into that folder.
 """
@@ -11,17 +12,15 @@ import argparse
 from pathlib import Path
 
 from lenet.cli import one_line_errors
-from lenet.sweeps import sweep
-from lenet.sweeps.leaderboard import Leaderboard
+from lenet.sweeps.leaderboard import read_runs, show
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="the folder of a sweep")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a sweep, or any other with runs in it")
     with one_line_errors():
-        board = Leaderboard(sweep.read(parser.parse_args().sweep, ""))
-        print(board)
-        print(board.save())
+        folder = parser.parse_args().folder
+        print(show(folder, read_runs(folder)))
 
 
 if __name__ == "__main__":

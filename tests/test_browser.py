@@ -22,11 +22,10 @@ from playwright.sync_api import Browser, FrameLocator, Page, Response, expect, s
 
 from lenet.models import LeNet, stages
 from lenet.monitor.dashboard import Dashboard
-from lenet.monitor.hyperparameters import hyperparameters
 from lenet.monitor.tensorboard import FIGURE_TAGS, FINAL_TAGS, RunLogger, read_events
 from lenet.monitor.throughput import Throughput
 from lenet.reports.report import write_report
-from lenet.sweeps.sweep import read
+from lenet.sweeps.leaderboard import read_runs
 from tests.commands import PROJECT
 from tests.conftest import Finished, TrainCommand
 from tests.monitor.training import fit
@@ -61,9 +60,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         logger = RunLogger(folder / str(number))
         logger.describe("seed: 0\n", stages(LeNet()))
         module = fit([Throughput(), Dashboard()], logger, test=True)
-        settings = {"optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": 0.1}}
+        settings = {"optimizer._target_": f"torch.optim.{optimizer}", "optimizer.lr": 0.1}
         measured = {tag: value for tag, value in module.metrics.items() if tag != "train/acc"}
-        logger.log_comparison(hyperparameters(settings), measured, step=8)
+        logger.log_comparison(settings, measured, step=8)
         logger.flush()
     return folder
 
@@ -245,11 +244,10 @@ def test_the_report_of_a_sweep(page: Page, train_command: TrainCommand, tmp_path
     run = train_command("-m", *small, "trainer.max_epochs=2", "optimizer=adam,sgd", f"hydra.sweep.dir={tmp_path}")
     assert run.status == 0, run.stderr
     page.goto(write_report(tmp_path).as_uri())
-    comparison, curves, *_ = page.evaluate(CHARTS)
-    for job in read(tmp_path, "").jobs:
-        (name,) = (word for word in job.overrides if word.startswith("optimizer="))
-        values = next(values for title, values in curves if title == name)
-        assert values == pytest.approx([value for _, value in scalars(tmp_path / str(job.number), "val/acc")])
-    assert sorted(comparison[0][1]) == ["optimizer=adam", "optimizer=sgd"]
+    _, curves, *_ = page.evaluate(CHARTS)
+    drawn = dict(curves)
+    for done in read_runs(tmp_path).itertuples():
+        assert drawn[done.run] == pytest.approx([value for _, value in scalars(done.folder, "val/acc")])
+    assert sorted(drawn) == ["optimizer=adam", "optimizer=sgd"]
     assert page.locator("table").first.locator("tr").count() == 3
     save(page, "report_of_a_sweep", whole=True)

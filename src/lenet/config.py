@@ -269,10 +269,11 @@ def closest_key(key: str) -> str | None:
 def known_keys() -> list[str]:
     """Every key of the default configuration, with dots: `optimizer.lr` and the like."""
     config = OmegaConf.to_container(compose_config("train", []), resolve=False)
-    return [key for key in _keys(config) if not key.startswith("hydra")]
+    return [key for key, _ in dotted(config) if not key.startswith("hydra")]
 
 
-def _keys(values: Any, prefix: str = "") -> Iterator[str]:
+def dotted(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested dicts with its value: ("optimizer", {"lr": 0.9}), then ("optimizer.lr", 0.9)."""
     for key, value in values.items() if isinstance(values, dict) else ():
-        yield f"{prefix}{key}"
-        yield from _keys(value, f"{prefix}{key}.")
+        yield f"{prefix}{key}", value
+        yield from dotted(value, f"{prefix}{key}.")

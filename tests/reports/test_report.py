@@ -9,9 +9,9 @@ import pytest
 from lenet.errors import UserError
 from lenet.monitor.tensorboard import read_events
 from lenet.reports.report import held_out_accuracy, write_report
-from lenet.sweeps.sweep import Job, Sweep
 from tests.commands import Commands
 from tests.conftest import Finished, TrainCommand
+from tests.sweeps.runs import add_run
 
 SMALL = ("data=synthetic", "data.train_size=300", "data.val_size=100", "data.test_size=50", "trainer.max_epochs=1")
 
@@ -62,9 +62,9 @@ def test_a_run_that_was_killed_has_what_it_wrote(folder: Path) -> None:
 
 
 def test_a_sweep_with_a_job_left(finished_run: Finished, tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, [Job(0, ("seed=0", "x=</script><b>")), Job(1, ("seed=1",))])
-    sweep.write()
-    shutil.copytree(finished_run.folder, sweep.folder_of(sweep.jobs[0]))
+    shutil.copytree(finished_run.folder, tmp_path / "0")
+    add_run(tmp_path / "0", "seed=0 x=</script><b>", finished_run.metrics)
+    add_run(tmp_path / "1", "seed=1", None)
     html = write_report(tmp_path).read_text()
     assert "1 of 2 runs are done" in html
     assert "<td>x=&lt;/script&gt;&lt;b&gt;</td><td>1</td>" in html
@@ -74,17 +74,17 @@ def test_a_sweep_with_a_job_left(finished_run: Finished, tmp_path: Path) -> None
 def test_without_validation_images_the_training_loss_chooses_the_best_run(
     train_here: TrainCommand, tmp_path: Path
 ) -> None:
-    sweep = Sweep(tmp_path, [Job(number, (f"seed={number}",)) for number in range(2)])
-    sweep.write()
     losses = []
-    for job in sweep.jobs:
-        run = train_here(*SMALL, *job.overrides, "data.val_size=0", "trainer.max_epochs=3")
-        shutil.copytree(run.folder, sweep.folder_of(job))
+    for seed in range(2):
+        run = train_here(*SMALL, f"seed={seed}", "data.val_size=0", "trainer.max_epochs=3")
+        shutil.copytree(run.folder, tmp_path / "runs" / str(seed))
+        add_run(tmp_path / "runs" / str(seed), f"seed={seed}", run.metrics)
         losses.append(run.metrics["train/loss"])
         ((epoch, acc),) = held_out_accuracy(read_events(run.folder))
         assert epoch == 3
         assert acc == pytest.approx(run.metrics["test/acc"], rel=1e-6)
-    assert f"The run with the best train/loss: seed={losses.index(min(losses))}." in body_of(write_report(tmp_path))
+    body = body_of(write_report(tmp_path / "runs"))
+    assert f"The run with the best train/loss: seed={losses.index(min(losses))}" in body
 
 
 @pytest.mark.parametrize(("file", "content"), [("metrics.json", "{"), ("metrics.json", "[]"), ("run.json", "{}")])

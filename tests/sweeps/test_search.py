@@ -80,7 +80,7 @@ def test_trials_that_fail_are_counted(tmp_path: Path, monkeypatch: pytest.Monkey
         raise UserError("the loss became NaN")
 
     monkeypatch.setattr(search, "run", run)
-    whole = study(tmp_path, "tune.trials=2", f"tune.storage=journal:///{tmp_path}/journal")
+    whole = study(tmp_path, "tune.trials=2", f"tune.storage=sqlite:///{tmp_path}/own.db")
     whole.work()
     assert whole.report().startswith("Trials: 2 fail\nNo trial is complete")
 

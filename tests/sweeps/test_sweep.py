@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lenet.errors import UserError
-from lenet.sweeps.sweep import read
 from tests.commands import Command, Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 
@@ -90,7 +88,7 @@ def test_a_failed_job_side_by_side_is_named_and_run_again(sweep: TrainCommand) -
     assert run.status == 1
     assert set(before) == {"1"}
     assert "error: " in (run.folder / "0" / "train.log").read_text()
-    assert "error: 1 of 2 jobs failed: 0 optimizer.lr=3e+38" in run.stderr
+    assert "error: 1 of 2 jobs failed: 0; each has its train.log" in run.stderr
     assert f"sweep.resume={run.folder}" in run.stderr
     assert "epoch " not in run.stdout  # the lines of two jobs would be mixed
 
@@ -101,8 +99,7 @@ def test_a_failed_job_side_by_side_is_named_and_run_again(sweep: TrainCommand) -
 
     other = sweep("optimizer.lr=0.1,0.2", f"sweep.resume={run.folder}")
     assert other.status == 1
-    assert "optimizer.lr=3e+38" in other.stderr
-    assert "this command has others" in other.stderr
+    assert "its job 0 was begun with optimizer.lr=3e+38, and this command has 0.1" in other.stderr
 
 
 @pytest.mark.long
@@ -186,10 +183,3 @@ def test_resuming_a_sweep_without_m_is_refused(train_command: TrainCommand) -> N
     run = train_command("sweep.resume=somewhere")
     assert run.status == 1
     assert run.stderr == "error: sweep.resume=somewhere: belongs to a sweep; add -m\n"
-
-
-@pytest.mark.parametrize("content", ["{", '{"jobs": 3}', '{"jobs": [3]}', '{"jobs": [{"overrides": []}]}'])
-def test_a_damaged_plan_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "sweep.json").write_text(content)
-    with pytest.raises(UserError, match=r"sweep.json cannot be read"):
-        read(tmp_path, "sweep.resume=")

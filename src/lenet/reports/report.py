@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 from plotly import graph_objects as plot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,9 +16,7 @@ from lenet.errors import UserError
 from lenet.folders import RESULT
 from lenet.monitor.tensorboard import read_events
 from lenet.reports.page import Page
-from lenet.sweeps import sweep
-from lenet.sweeps.leaderboard import LOSS, Leaderboard
-from lenet.sweeps.sweep import PLAN, Sweep
+from lenet.sweeps.leaderboard import LOSS, cells, deciding_metric, leaderboard, read_result, read_runs, runs_in
 from lenet.training.checkpoint import RUN_FILE, read_run
 
 CAPTIONS = {
@@ -44,13 +43,13 @@ def write_report(folder: Path) -> Path:
         UserError: the folder holds neither, a file in it is damaged, or the page cannot be written.
     """
     name = "/".join(folder.resolve().parts[-2:])  # DATE/TIME
-    if (folder / PLAN).is_file():
-        jobs = sweep.read(folder, "")
-        page = Page(f"Sweep {name}", f"{len(jobs.jobs) - len(jobs.left())} of {len(jobs.jobs)} runs are done.")
-        _add_sweep(page, jobs)
-    elif (folder / RUN_FILE).is_file():
+    if (folder / RUN_FILE).is_file():
         page = Page(f"Run {name}", "Results, curves, pictures and settings.")
         _add_run(page, folder)
+    elif started := runs_in(folder):
+        runs = read_runs(folder)
+        page = Page(f"Sweep {name}", f"{len(runs)} of {len(started)} runs are done.")
+        _add_sweep(page, runs)
     else:
         raise UserError(f"{folder}: holds neither a run nor a sweep; name a folder such as outputs/DATE/TIME")
     try:
@@ -75,31 +74,27 @@ def held_out_accuracy(events: EventAccumulator) -> Curve:
     return curve(events, "val/acc") or curve(events, "test/acc")
 
 
-def _add_sweep(page: Page, jobs: Sweep) -> None:
-    board = Leaderboard(jobs)
-    metric = board.metric
-    folders = {" ".join(jobs.distinct(job)) or "(all)": jobs.folder_of(job) for job in jobs.jobs if jobs.is_done(job)}
+def _add_sweep(page: Page, runs: pd.DataFrame) -> None:
+    metric, table = deciding_metric(runs), leaderboard(runs)
     page.section("Comparison")
-    page.text(f"The best setting is {board.finished[0].name}, by the mean of {metric} over its runs.")
-    heads, *rows = board.cells()
+    page.text(f"The best setting is {table.index[0]}, by the mean of {metric} over its runs.")
+    heads, *rows = cells(table)
     page.table(heads, rows)
-    page.chart(_comparison(board), "Each dot is a run, each bar the mean of a setting.")
-    curves = {name: held_out_accuracy(read_events(folder)) for name, folder in folders.items()}
+    page.chart(_comparison(runs, table, metric), "Each dot is a run, each bar the mean of a setting.")
+    curves = {run.run: held_out_accuracy(read_events(run.folder)) for run in runs.itertuples()}
     page.chart(_lines(curves, "accuracy"), "Accuracy of each run on its held-out images.")
 
-    results = {name: sweep.read_result(folder, "the run has to be repeated") for name, folder in folders.items()}
-    values = {name: result[metric] for name, result in results.items() if result.get(metric) is not None}
-    best = (min if metric == LOSS else max)(values, key=lambda name: values[name])
+    best = runs.loc[runs[metric].idxmin() if metric == LOSS else runs[metric].idxmax()]
     page.section("Best")
-    page.text(f"The run with the best {metric}: {best}.")
-    _add_run(page, folders[best])
+    page.text(f"The run with the best {metric}: {best['run']}.")
+    _add_run(page, best["folder"])
 
 
 def _add_run(page: Page, folder: Path) -> None:
     settings, events = read_run(folder)["settings"], read_events(folder)
     page.section("Results")
     if (folder / RESULT).is_file():
-        metrics = sweep.read_result(folder, "the run has to be repeated")
+        metrics = read_result(folder, "the run has to be repeated")
         page.table(["metric", "value"], [[key, _text_of(value)] for key, value in metrics.items()])
     else:
         page.text("This run has not finished; the page shows what it has written so far.")
@@ -137,12 +132,8 @@ def _lines(curves: Mapping[str, Curve], unit: str) -> plot.Figure:
     return figure.update_layout(height=400 + 12 * len(curves))
 
 
-def _comparison(board: Leaderboard) -> plot.Figure:
-    rows, metric = board.finished[::-1], board.metric
+def _comparison(runs: pd.DataFrame, table: pd.DataFrame, metric: str) -> plot.Figure:
     figure = plot.Figure(layout={"template": "plotly_white", "xaxis_title": metric, "showlegend": False})
-    means, names = [row.mean(metric) for row in rows], [row.name for row in rows]
-    figure.add_bar(x=means, y=names, orientation="h", name="mean", marker_color="lightsteelblue")
-    for row in rows:
-        values = row.values[metric]
-        figure.add_scatter(x=values, y=[row.name] * len(values), mode="markers", marker_color="black", name=row.name)
-    return figure.update_layout(height=200 + 34 * len(rows))
+    figure.add_bar(x=table[metric, "mean"], y=table.index, orientation="h", marker_color="lightsteelblue")
+    figure.add_scatter(x=runs[metric], y=runs["setting"], mode="markers", marker_color="black")
+    return figure.update_layout(height=200 + 34 * len(table), yaxis_autorange="reversed")

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -11,21 +12,35 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lenet import folders
-from lenet.config import Settings, read_settings
+from lenet.config import Settings, dotted, read_settings
 from lenet.errors import UserError
+from lenet.folders import RESULT
 from lenet.signals import Interrupted
-from lenet.sweeps import sweep
 from lenet.sweeps.launcher import compose_job
-from lenet.sweeps.sweep import Job, Sweep
 
 log = logging.getLogger(__name__)
 
+MARK = "multirun.yaml"
+"""In a sweep's folder: its configuration, as Hydra's own sweeper writes it."""
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    overrides: list[str]
+    folder: str  # in that of the sweep; by default the job's number
+    settings: Settings
+
 
 class GridSweeper(Sweeper):
-    """Runs all combinations of the values in `params`, as `{"optimizer.lr": "0.1,0.5"}`, and on the command line."""
+    """Runs all combinations of the values in `params`, as `{"optimizer.lr": "0.1,0.5"}`, and on the command line.
+
+    A job is done when its folder has a metrics.json, which a run writes last. So a sweep that was killed needs no more
+    than the same command to go on.
+    """
 
     config: DictConfig
     launcher: Launcher
@@ -42,35 +57,28 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Check all jobs, run those that are not done yet, and show the leaderboard."""
         jobs = self._plan([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        if resume := self.config.sweep.resume:
-            whole = sweep.read(Path(resume).expanduser().absolute(), "sweep.resume=")
-            if whole.jobs != jobs:
-                words = dict.fromkeys(word for job in whole.jobs for word in job.overrides)
-                raise UserError(
-                    f"sweep.resume={whole.folder}: has {len(whole.jobs)} jobs, of {' '.join(words)}; this command has"
-                    " others: give the one that the sweep was started with"
-                )
+        if self.config.sweep.resume:
+            folder = Path(self.config.sweep.resume).expanduser().absolute()
+            check_resumable(folder, jobs)
         else:
-            whole = Sweep(folders.claim(self.config, "hydra.sweep.dir"), jobs)
-            whole.write()
-        with folders.alone(whole.folder, "sweep.resume"):
-            self._run(whole)
+            folder = folders.claim(self.config, "hydra.sweep.dir")
+        with folders.alone(folder, "sweep.resume"):
+            OmegaConf.save(self.config, folder / MARK)
+            self._run(folder, jobs)
 
     def _plan(self, arguments: Sequence[str]) -> list[Job]:
         """The jobs, checked."""
         jobs: dict[str, Job] = {}
-        checked: list[Settings] = []
         for number, words in enumerate(self._combinations(arguments)):
             config = compose_job(self.loader, self.config, words, number)
-            checked.append(read_settings(config))
-            refuse_unfit(checked[-1])
-            folder = str(config.hydra.sweep.subdir)
+            settings, folder = read_settings(config), str(config.hydra.sweep.subdir)
+            refuse_unfit(settings)
             if folder in jobs:
                 raise UserError(f"hydra.sweep.subdir={folder}: two jobs would have this folder; each needs its own")
-            jobs[folder] = Job(number, words, folder)
+            jobs[folder] = Job(words, folder, settings)
         from lenet.training.run import check  # loads torch, and the mistakes above need not wait for that
 
-        check(checked[0])
+        check(next(iter(jobs.values())).settings)
         return list(jobs.values())
 
     def _combinations(self, arguments: Sequence[str]) -> list[list[str]]:
@@ -90,27 +98,47 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{override.input_line}: a grid needs single values, such as {key}=0.1,0.5")
         return [list(words) for words in itertools.product(*choices.values())]
 
-    def _run(self, whole: Sweep) -> None:
+    def _run(self, folder: Path, jobs: list[Job]) -> None:
         with open_dict(self.config):
-            self.config.hydra.sweep.dir = str(whole.folder)
+            self.config.hydra.sweep.dir = str(folder)
             # Each job composes its configuration from these overrides.
-            self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{whole.folder}"')
-        total, remedy = len(whole.jobs), f"the same command with sweep.resume={whole.folder} goes on"
-        log.info("Sweep folder: %s (%d of %d jobs to do)", whole.folder, len(whole.left()), total)
-        try:
-            self.launcher.launch([job.overrides for job in whole.jobs], initial_job_idx=0)
-        except Interrupted as interrupt:
-            done = f"jobs done: {total - len(whole.left())} of {total}"
-            raise Interrupted(interrupt.signum, f"{done}; {remedy}") from None
-        failed = whole.left()
-        if len(failed) < total:
-            from lenet.sweeps.leaderboard import Leaderboard
+            self.config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
 
-            board = Leaderboard(whole)
-            log.info("%s\n%s", board, board.save())
+        def left() -> list[str]:
+            return [job.folder for job in jobs if not (folder / job.folder / RESULT).is_file()]
+
+        remedy = f"the same command with sweep.resume={folder} goes on"
+        log.info("Sweep folder: %s (%d of %d jobs to do)", folder, len(left()), len(jobs))
+        try:
+            self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+        except Interrupted as interrupt:
+            done = f"jobs done: {len(jobs) - len(left())} of {len(jobs)}"
+            raise Interrupted(interrupt.signum, f"{done}; {remedy}") from None
+        failed = left()
+        if len(failed) < len(jobs):
+            from lenet.sweeps.leaderboard import read_runs, show
+
+            log.info("%s", show(folder, read_runs(folder)))
         if failed:
-            names = ", ".join(" ".join([str(job.number), *whole.distinct(job)]) for job in failed)
-            raise UserError(f"{len(failed)} of {total} jobs failed: {names}; each has its train.log; {remedy}")
+            names = ", ".join(failed)
+            raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {names}; each has its train.log; {remedy}")
+
+
+def check_resumable(folder: Path, jobs: Sequence[Job]) -> None:
+    """Raise a UserError if there is no sweep in a folder, or its jobs were begun with other settings."""
+    from lenet.training.checkpoint import RUN_FILE, read_run
+
+    if not (folder / MARK).is_file():
+        raise UserError(f"sweep.resume={folder}: holds no sweep; name a folder such as outputs/multirun/DATE/TIME")
+    for job in jobs:
+        if (folder / job.folder / RUN_FILE).exists():
+            then, now = dict(dotted(read_run(folder / job.folder)["settings"])), dict(dotted(job.settings.plain))
+            for key in then | now:
+                if then.get(key) != now.get(key) and not isinstance(now.get(key), dict):
+                    raise UserError(
+                        f"sweep.resume={folder}: its job {job.folder} was begun with {key}={then.get(key)}, and this"
+                        f" command has {now.get(key)}: give the one that the sweep was started with"
+                    )
 
 
 def refuse_unfit(settings: Settings) -> None:

@@ -25,8 +25,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from lenet.errors import UserError
+from lenet.files import read_json
 from lenet.folders import RESULT
-from lenet.sweeps.sweep import read_result
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class ProcessLauncher(Launcher):
                 error = UserError(f"job {number} failed")
                 return JobReturn(overrides, config, status=JobStatus.FAILED, _return_value=error)
             log.info("Job %d is done", number)
-        result = read_result(folder)
-        return JobReturn(overrides, config, status=JobStatus.COMPLETED, _return_value=result.get("best_val_acc"))
+        best = read_json(folder / RESULT)["best_val_acc"]
+        return JobReturn(overrides, config, status=JobStatus.COMPLETED, _return_value=best)
 
 
 def compose_job(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:

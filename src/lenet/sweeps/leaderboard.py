@@ -1,127 +1,101 @@
-"""The results of a sweep as a table: a row for each setting, over its seeds, best first."""
+"""The runs below a folder, compared: a row for each setting, over its seeds, best first.
 
-import csv
-import math
-import statistics
-from dataclasses import dataclass
+The folder is a sweep's, or any other with runs in it, such as outputs/DATE. What is known of them are Hydra's own
+record of their overrides and their metrics.json, so a sweep that still runs, or was killed, is compared as it is.
+"""
+
 from pathlib import Path
 from typing import Any
 
-from lenet.errors import UserError
-from lenet.sweeps.sweep import Job, Sweep, read_result
+import pandas as pd
+from omegaconf import OmegaConf
 
-METRICS = ("val/acc", "test/acc", "train/loss", "seconds")
-"""The columns. The first decides on the order; the test images decide on nothing."""
+from lenet.errors import UserError
+from lenet.files import read_json
+from lenet.folders import RESULT
 
 LOSS = "train/loss"
+METRICS = ["val/acc", "test/acc", LOSS, "seconds"]
+"""What is compared. The first decides on the order, or the loss without validation images; the test images never do."""
+
+DAMAGED = "delete the file, and sweep.resume runs the job again"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting."""
-
-    setting: tuple[str, ...]  # overrides
-    jobs: int
-    results: list[dict[str, Any]]  # the metrics.json of the jobs that are done
-
-    @property
-    def name(self) -> str:
-        return " ".join(self.setting) or "(all)"
-
-    @property
-    def values(self) -> dict[str, list[float]]:
-        """For each of METRICS what the jobs have; empty where nothing was measured."""
-        return {name: [r[name] for r in self.results if r.get(name) is not None] for name in METRICS}
-
-    def mean(self, metric: str) -> float | None:
-        values = self.values[metric]
-        return statistics.fmean(values) if values else None
-
-    def deviation(self, metric: str) -> float | None:
-        """Standard deviation of a sample; None for fewer than two."""
-        values = self.values[metric]
-        return statistics.stdev(values) if len(values) > 1 else None
-
-    def cell(self, metric: str) -> str:
-        """Mean ± deviation as text."""
-        form = ".1f" if metric == "seconds" else ".3f"
-        numbers = (self.mean(metric), self.deviation(metric))
-        return " ± ".join(f"{number:{form}}" for number in numbers if number is not None) or "–"
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of all runs that were started below a folder, as in their names: 2 before 10."""
+    found = {path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")}
+    return sorted(found, key=lambda path: (len(str(path)), str(path)))
 
 
-class Leaderboard:
-    """The table of a sweep, as text, as a file and as a plot; a UserError if not one job is done.
+def read_result(folder: Path, remedy: str = DAMAGED) -> dict[str, Any]:
+    """The metrics.json of a run that is done; if it is damaged, a UserError names the remedy."""
+    path = folder / RESULT
+    try:
+        result = dict(read_json(path))
+        return result | {"seconds": float(result["seconds"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); {remedy}") from None
 
-    Its `metric` decides on the order of its `rows`: val/acc, or train/loss where no images were held out.
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """A row for each run below a folder that is done: folder, run, setting, and METRICS.
+
+    `run` has the overrides that not all runs have in common, `setting` the same without the seed.
+
+    Raises:
+        UserError: there is none, or a metrics.json is damaged.
     """
+    overrides = {run: list(map(str, OmegaConf.load(run / ".hydra/overrides.yaml"))) for run in runs_in(folder)}
+    common = set.intersection(*map(set, overrides.values())) if overrides else set()
+    rows = []
+    for run, words in overrides.items():
+        if (run / RESULT).is_file():
+            own = [word for word in words if word not in common]
+            setting = [word for word in own if not word.startswith("seed=")]
+            names = {"run": " ".join(own) or "(all)", "setting": " ".join(setting) or "(all)"}
+            rows.append({"folder": run, **names, **read_result(run)})
+    if not rows:
+        raise UserError(f"{folder}: none of its {len(overrides)} runs is done; there is nothing to compare")
+    runs = pd.DataFrame(rows).reindex(columns=["folder", "run", "setting", *METRICS])
+    return runs.astype(dict.fromkeys(METRICS, float))
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.folder = sweep.folder
-        settings: dict[tuple[str, ...], list[Job]] = {}
-        for job in sweep.jobs:
-            setting = tuple(word for word in sweep.distinct(job) if not word.startswith("seed="))
-            settings.setdefault(setting, []).append(job)
-        self.rows = []
-        for setting, jobs in settings.items():
-            folders = [sweep.folder_of(job) for job in jobs if sweep.is_done(job)]
-            results = [read_result(each) for each in folders]
-            self.rows.append(Row(setting, len(jobs), results))
-        self.metric = METRICS[0] if any(row.values[METRICS[0]] for row in self.rows) else LOSS
-        self.rows.sort(key=self._rank)
-        self.finished = [row for row in self.rows if row.results]
-        if not self.finished:
-            raise UserError(f"{sweep.folder}: none of its {len(sweep.jobs)} jobs is done; there is nothing to compare")
 
-    def _rank(self, row: Row) -> float:
-        mean = row.mean(self.metric)
-        return math.inf if mean is None else mean if self.metric == LOSS else -mean
+def deciding_metric(runs: pd.DataFrame) -> str:
+    return METRICS[0] if runs[METRICS[0]].notna().any() else LOSS
 
-    def cells(self) -> list[list[str]]:
-        """The head of the table, and its rows."""
-        table = [["setting", "n", *METRICS]]
-        for row in self.rows:
-            done = len(row.results)
-            count = str(done) if done == row.jobs else f"{done} of {row.jobs}"
-            table.append([row.name, count, *map(row.cell, METRICS)])
-        return table
 
-    def __str__(self) -> str:
-        """A line for each setting, in columns."""
-        cells = self.cells()
-        first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for name, *numbers in cells:
-            aligned = [number.rjust(width) for number, width in zip(numbers, others, strict=True)]
-            lines.append("  ".join([name.ljust(first), *aligned]))
-        return "\n".join(lines)
+def leaderboard(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting, best first: the number of runs, and mean and standard deviation of each metric."""
+    metric, groups = deciding_metric(runs), runs.groupby("setting", sort=False)
+    table = groups[METRICS].agg(["mean", "std"])
+    table.insert(0, "n", groups.size())
+    return table.sort_values((metric, "mean"), ascending=metric == LOSS)
 
-    def save(self) -> str:
-        """Write leaderboard.csv and leaderboard.png into the sweep's folder; returns a line that says so."""
-        table, picture = self.folder / "leaderboard.csv", self.folder / "leaderboard.png"
-        keys = list(dict.fromkeys(word.partition("=")[0] for row in self.rows for word in row.setting))
-        figures = [f"{name} {kind}" for name in METRICS for kind in ("mean", "sd")]
-        with table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*keys, "n", "jobs", *figures])
-            writer.writeheader()
-            for row in self.rows:
-                cells: dict[str, Any] = {"n": len(row.results), "jobs": row.jobs}
-                cells |= dict(word.split("=", 1) for word in row.setting)
-                for name in METRICS:
-                    cells |= {f"{name} mean": row.mean(name), f"{name} sd": row.deviation(name)}
-                writer.writerow(cells)
-        self._draw(picture)
-        return f"Leaderboard: {table}, {picture}"
 
-    def _draw(self, path: Path) -> None:
-        from matplotlib.figure import Figure  # takes a second to load
+def cells(table: pd.DataFrame) -> list[list[str]]:
+    """The head and the rows of a leaderboard as text, mean ± deviation in a cell."""
+    rows = [["setting", "n", *METRICS]]
+    for setting, values in table.iterrows():
+        row = [str(setting), f"{int(values['n'].iloc[0])}"]
+        for metric in METRICS:
+            form = ".1f" if metric == "seconds" else ".3f"
+            row.append(" ± ".join(f"{value:{form}}" for value in values[metric] if value == value) or "–")
+        rows.append(row)
+    return rows
 
-        rows = self.finished[::-1]
-        figure = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for height, row in enumerate(rows):
-            values = row.values[self.metric]
-            axes.plot(values, [height] * len(values), "o", alpha=0.6, color="C0")
-            axes.plot(statistics.fmean(values or [math.nan]), height, "|", markersize=20, color="C1")
-        axes.set_yticks(range(len(rows)), [row.name for row in rows])
-        axes.set_xlabel(f"{self.metric}: each run, and the mean")
-        figure.savefig(path, dpi=120)
+
+def show(folder: Path, runs: pd.DataFrame) -> str:
+    """The leaderboard as text; also writes leaderboard.csv and leaderboard.png into the folder."""
+    from matplotlib.figure import Figure  # takes a second to load
+
+    table, metric = leaderboard(runs), deciding_metric(runs)
+    table.to_csv(folder / "leaderboard.csv")
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(table[metric, "mean"][::-1], table.index[::-1], "|", markersize=20, color="C1")
+    axes.plot(runs[metric], runs["setting"], "o", alpha=0.6, color="C0")
+    axes.set_xlabel(f"{metric}: each run, and the mean")
+    figure.savefig(folder / "leaderboard.png", dpi=120)
+    head, *rows = cells(table)
+    text = pd.DataFrame(rows, columns=head).set_index("setting").rename_axis(columns="setting", index=None)
+    return f"{text.to_string()}\nLeaderboard: {folder / 'leaderboard.csv'}, {folder / 'leaderboard.png'}"

@@ -18,8 +18,7 @@ import lightning.pytorch as pl
 import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from pydantic import Field
 
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # this file logs what happens to a trial
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-JOURNAL, SQLITE = "journal:///", "sqlite:///"
+SQLITE = "sqlite:///"
 
 retry = RetryHeartbeatStaleTrialCallback()
 """Enqueues a trial again that was interrupted, or whose worker was killed."""
@@ -193,21 +192,18 @@ def _log_into(folder: Path) -> Iterator[Path]:
         root.handlers = before
 
 
-def _open_storage(url: str) -> BaseStorage:
-    # Under load a disk may take long, and SQLite by default gives up after five seconds.
-    engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith(SQLITE) else {}
+def _open_storage(url: str) -> RDBStorage:
+    beats: dict[str, Any] = {"heartbeat_interval": 10, "grace_period": 60, "heartbeat_stale_trial_callback": retry}
     try:
-        if url.startswith((JOURNAL, SQLITE)):
-            path = Path(url.removeprefix(JOURNAL).removeprefix(SQLITE))
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if url.startswith(JOURNAL):
-            return JournalStorage(JournalFileBackend(str(path)))
-        beats: dict[str, Any] = {"heartbeat_interval": 10, "grace_period": 60, "heartbeat_stale_trial_callback": retry}
+        if url.startswith(SQLITE):
+            Path(url.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            # Under load a disk may take long, and SQLite by default gives up after five seconds.
+            beats["engine_kwargs"] = {"connect_args": {"timeout": 60}}
         try:
-            return RDBStorage(url, engine, **beats)
+            return RDBStorage(url, **beats)
         except Exception:  # of workers that start together, one makes the tables
             time.sleep(1)
-            return RDBStorage(url, engine, **beats)
+            return RDBStorage(url, **beats)
     except Exception as error:  # of whatever driver
-        known = "sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/DATABASE"
+        known = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         raise UserError(f"tune.storage={url}: cannot be used ({flat(error)}); name one as {known}") from None
