@@ -69,7 +69,7 @@ def test_the_graph_is_the_list_of_stages(tmp_path: Path) -> None:
 def test_a_finished_run_is_a_row_of_the_hparams_tab(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     settings = {"optimizer": {}, "optimizer._target_": "torch.optim.Adam", "optimizer.lr": 0.5, "data.root": "data"}
-    settings |= {"model.channels": [6, 16], "model.norm": None, "model.pool._partial_": True, "fuse": True}
+    settings |= {"model.channels": [6, 16], "model.norm": None, "model.pool._partial_": True, "test_every_epoch": True}
     logger.log_comparison(settings, {"train/loss": 0.5, "test/acc": 0.25}, step=7)
     logger.flush()
     assert len(list(tmp_path.iterdir())) == 1
@@ -80,7 +80,7 @@ def test_a_finished_run_is_a_row_of_the_hparams_tab(tmp_path: Path) -> None:
     contents = events.PluginTagToContent("hparams")
     start = hparams.parse_session_start_info_plugin_data(contents[hparams.SESSION_START_INFO_TAG])
     shown = {key: value.string_value or value.number_value or value.bool_value for key, value in start.hparams.items()}
-    assert shown == {"optimizer": "Adam", "optimizer.lr": 0.5, "model.channels": "[6, 16]", "fuse": True}
+    assert shown == {"optimizer": "Adam", "optimizer.lr": 0.5, "model.channels": "[6, 16]", "test_every_epoch": True}
     experiment = hparams.parse_experiment_plugin_data(contents[hparams.EXPERIMENT_TAG])
     assert {info.name.tag for info in experiment.metric_infos} == set(FINAL_TAGS)
 

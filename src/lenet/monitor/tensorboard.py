@@ -38,14 +38,8 @@ FINAL_TAGS = {
 
 
 NOT_COMPARED = (
-    "test_every_epoch",
-    "dashboard",
-    "data.root",
-    "data.mirrors",
-    "checkpoint",
-    "sweep",
-    "logger",
-    "callbacks",
+    *("callbacks", "checkpoint", "dashboard", "data.mirrors", "data.root", "deterministic", "device", "fuse", "layers"),
+    *("logger", "sweep", "trainer.log_every_n_steps"),
 )
 """Settings that do not change a result."""
 

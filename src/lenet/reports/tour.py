@@ -204,7 +204,9 @@ def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: Sequence[str],
     page.picture(images({f"image, {_times(image.shape[1:])}": image[0]}, width=240), "A test image.")
     for name, output in [(name, output) for name, output in outputs.items() if output.dim() == 3][:6]:
         maps = {f"{number + 1}": plane for number, plane in enumerate(output)}
-        page.picture(images(maps, per_row=8), f"Output of {name}: {_times(output.shape)}.")
+        page.picture(
+            images(maps, per_row=8, signed=bool((output < 0).any())), f"Output of {name}: {_times(output.shape)}."
+        )
     page.text("The network's prediction, with the probabilities of the best three classes:")
     best = shares.topk(3).indices.tolist()
     page.table(["class", "probability"], [[classes[label], f"{shares[label]:.1%}"] for label in best])
