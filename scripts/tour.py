@@ -20,8 +20,8 @@ from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.reports.page import Page
 from lenet.reports.tour import add_lenet, add_stops
-from lenet.training.build import build_classifier, build_data
 from lenet.training.checkpoint import CHECKPOINTS, LAST, read
+from lenet.training.parts import classifier_of, data_of
 from lenet.training.run import check, run
 
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")
@@ -55,11 +55,11 @@ def save(page: Page, path: Path) -> None:
 
 def add_trained_lenet(page: Page, settings: Settings) -> None:
     """Train a LeNet, and show what it computes from the first test image."""
-    data = build_data(settings)
+    data = data_of(settings)
     if not isinstance(data, ImageDataModule):
         raise UserError(f"data: the tour needs a data set of images, not {type(data).__name__}; try data=synthetic")
     data.setup()
-    classifier = build_classifier(settings, data)
+    classifier = classifier_of(settings, data)
     with tempfile.TemporaryDirectory() as folder:
         metrics = run(settings, Path(folder))
         checkpoint = read(Path(folder) / CHECKPOINTS / LAST)

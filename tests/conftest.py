@@ -149,7 +149,7 @@ def train_command(commands: Commands, tmp_path_factory: pytest.TempPathFactory) 
 def train_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> TrainCommand:
     """Trains in this process, which saves the seconds that a new one needs to load torch."""
     # The search for garbage among all that pytest has made takes longer than the run.
-    monkeypatch.setattr(training, "objects_set_aside", contextlib.nullcontext)
+    monkeypatch.setattr(training, "garbage_collector_frozen", contextlib.nullcontext)
 
     def train(*overrides: str, folder: Path | None = None) -> Finished:
         folder = folder or tmp_path_factory.mktemp("run")

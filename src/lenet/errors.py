@@ -1,8 +1,12 @@
 """The exceptions that stand for a mistake or a circumstance that the user can mend."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+"""The numbers of the OSErrors that come from where the program runs: a full disk, a folder that cannot be written."""
 
 
 class UserError(Exception):

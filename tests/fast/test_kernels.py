@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lenet.fast.autograd import Block, Unpack, pack
+from lenet.fast.autograd import ConvBlock, Unpack, pack
 from lenet.fast.kernels import call, empty
 
 pytestmark = pytest.mark.compiled
@@ -31,7 +31,7 @@ def test_bytes_become_what_pytorch_makes_of_them(width: int) -> None:
 def test_nan_stays_nan(width: int) -> None:
     images = IMAGES.clone()
     images[1, 0, 9, 9] = torch.nan
-    pooled = Unpack.apply(Block.apply(pack(images), WEIGHT, BIAS, RELU_MAXIMUM), 5)
+    pooled = Unpack.apply(ConvBlock.apply(pack(images), WEIGHT, BIAS, RELU_MAXIMUM), 5)
     expected = F.max_pool2d(F.conv2d(images, WEIGHT, BIAS, padding=2).relu(), 2)
     torch.testing.assert_close(pooled, expected, equal_nan=True)
     assert pooled[1].isnan().any()
@@ -51,7 +51,7 @@ def test_sizes_that_c_was_not_compiled_for_are_refused() -> None:
     ]
     for mistake in mistakes:
         with pytest.raises(ValueError, match="sizes"):
-            Block.apply(*mistake)
+            ConvBlock.apply(*mistake)
     with pytest.raises(ValueError, match="shape"):
         Unpack.apply(groups, 100)
     with pytest.raises(ValueError, match="sizes"):
@@ -63,4 +63,4 @@ def test_tensors_that_c_would_misread_are_refused() -> None:
         with pytest.raises(ValueError, match="C cannot read"):
             pack(wrong)
     with pytest.raises(ValueError, match="C cannot read"):
-        Block.apply(pack(IMAGES), WEIGHT.double(), BIAS, FIRST)
+        ConvBlock.apply(pack(IMAGES), WEIGHT.double(), BIAS, FIRST)

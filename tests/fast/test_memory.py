@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from lenet.fast.memory import objects_set_aside
+from lenet.fast.memory import garbage_collector_frozen
 
 # Allocates and frees what a training step does, twenty times over, and prints how many page faults that took.
 STEPS = """
@@ -40,7 +40,7 @@ class Circle:
 
 def test_objects_are_set_aside_and_come_back() -> None:
     garbage, kept = weakref.ref(Circle()), Circle()
-    with objects_set_aside():
+    with garbage_collector_frozen():
         assert garbage() is None  # what an earlier run left
         assert not any(each is kept for each in gc.get_objects())
         new = weakref.ref(Circle())

@@ -35,8 +35,8 @@ def assert_same(net: nn.Module, count: int = 64, classes: int = 10) -> None:
     """Logits, loss and gradients as exact as single precision allows: compared with a copy in double precision."""
     exact, (images, labels) = copy.deepcopy(net).double(), batch(count, classes)
     plan = CompiledNetwork(net)
-    assert plan.fits(images)
-    assert plan.still_fits()
+    assert plan.accepts(images)
+    assert plan.is_current()
     seed = torch.get_rng_state()
     expected = exact(images.double() / 255)
     loss = F.cross_entropy(expected, labels)
@@ -89,15 +89,15 @@ def test_with_batch_normalisation(width: int, activation: type[nn.Module]) -> No
 def test_a_normalisation_never_sees_what_fills_up_a_group() -> None:
     net = lenet(**NORM)
     plan, odd = CompiledNetwork(net), torch.rand(lanes() + 1, 1, 28, 28)
-    assert not plan.fits(odd)
-    assert plan.fits(odd[1:])
+    assert not plan.accepts(odd)
+    assert plan.accepts(odd[1:])
     net.eval()
-    assert plan.fits(odd)
+    assert plan.accepts(odd)
     torch.testing.assert_close(plan(odd), net(odd))
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean = layer.running_var = None  # it then looks at the batch in evaluation, too
-    assert not plan.fits(odd)
+    assert not plan.accepts(odd)
 
 
 class Doubled(nn.Conv2d):
@@ -194,9 +194,9 @@ def test_an_edit_has_its_own_loss_and_gradients(name: str) -> None:
 def test_an_edit_of_a_compiled_network_is_noticed(edit: Callable[[Any], object]) -> None:
     net = lenet()
     plan = CompiledNetwork(net)
-    assert plan.still_fits()
+    assert plan.is_current()
     edit(net)
-    assert not plan.still_fits()
+    assert not plan.is_current()
 
 
 @pytest.mark.parametrize("weight", [torch.rand(120, 399), torch.rand(121, 400), torch.ones(120, 400) > 0])
@@ -236,13 +236,13 @@ def test_a_parameter_changed_before_the_backward_is_noticed() -> None:
 
 def test_images_that_do_not_fit() -> None:
     plan, images = CompiledNetwork(lenet()), torch.rand(2, 1, 28, 28)
-    assert plan.fits(images)
-    assert plan.fits(images.byte())
-    assert not plan.fits(images.double())
-    assert not plan.fits(torch.rand(2, 1, 32, 32))
-    assert not plan.fits(torch.rand(2, 1, 28, 28, requires_grad=True))
-    assert not plan.fits(torch.empty(2, 1, 28, 28, device="meta"))
+    assert plan.accepts(images)
+    assert plan.accepts(images.byte())
+    assert not plan.accepts(images.double())
+    assert not plan.accepts(torch.rand(2, 1, 32, 32))
+    assert not plan.accepts(torch.rand(2, 1, 28, 28, requires_grad=True))
+    assert not plan.accepts(torch.empty(2, 1, 28, 28, device="meta"))
     with torch.autocast("cpu"):
-        assert not plan.fits(images)
+        assert not plan.accepts(images)
     with torch.autograd.set_detect_anomaly(True):
-        assert not plan.fits(images)
+        assert not plan.accepts(images)

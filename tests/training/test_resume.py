@@ -19,8 +19,8 @@ from lenet.config import Settings
 from lenet.errors import UserError
 from lenet.signals import Interrupted
 from lenet.training.checkpoint import read
-from lenet.training.resume import resumed
-from lenet.training.run import resume_command, run
+from lenet.training.resume import command, resumed
+from lenet.training.run import run
 from tests.commands import Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 from tests.stress.sameness import differences
@@ -193,5 +193,5 @@ def test_the_command_that_ends_early_names_the_one_that_goes_on(
 @pytest.mark.parametrize("name", ["plain", "two words", "my data (1)", "lr=0.5"])
 def test_the_resume_command_can_be_pasted_into_a_shell(name: str) -> None:
     folder = Path("/runs", name)
-    *_, word = shlex.split(resume_command(folder))
+    *_, word = shlex.split(command(folder))
     assert compose_settings(word).resume == str(folder)

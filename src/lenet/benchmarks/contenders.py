@@ -19,9 +19,9 @@ from torchvision.transforms import ToTensor
 
 from lenet.config import Settings
 from lenet.data import ImageDataModule
-from lenet.fast.memory import keep_freed_memory, objects_set_aside
+from lenet.fast.memory import garbage_collector_frozen, keep_freed_memory
 from lenet.models import LeNet, multiply_adds, stages, xavier_uniform_
-from lenet.training.build import build_data
+from lenet.training.parts import data_of
 from lenet.training.run import run
 
 OURS = "this project"
@@ -52,7 +52,7 @@ def plain(settings: Settings, folder: Path, memory_format: torch.memory_format =
 
     for size in warm_up_sizes(settings):
         train_plainly(net, optimizer, images[:size], labels[:size])
-    with objects_set_aside():
+    with garbage_collector_frozen():
         return speed_of(settings, epoch)
 
 
@@ -144,7 +144,7 @@ def new_lenet(settings: Settings) -> LeNet:
 
 def in_memory(settings: Settings) -> tuple[ImageDataModule, Tensor, Tensor]:
     """This project's data module; its training images (N, 1, 28, 28) uint8 and labels (N,), on the device."""
-    data = build_data(settings, block_steps=settings.trainer.log_every_n_steps)
+    data = data_of(settings, block_steps=settings.trainer.log_every_n_steps)
     assert isinstance(data, ImageDataModule)
     data.setup()
     images, labels = (values.to(device_of(settings)) for values in data.images("train"))

@@ -40,7 +40,7 @@ class Unpack(torch.autograd.Function):
         return pack(gradient), None
 
 
-class Block(torch.autograd.Function):
+class ConvBlock(torch.autograd.Function):
     """One of LeNet's convolutions, with its activation and pooling; kind: see Stage."""
 
     @staticmethod

@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def objects_set_aside() -> Iterator[None]:
+def garbage_collector_frozen() -> Iterator[None]:
     """Hides the objects that exist now from the garbage collector, for a time."""
     gc.collect()  # so that garbage of an earlier run is not kept
     gc.freeze()

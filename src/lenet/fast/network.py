@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lenet.fast.autograd import Block, Unpack, pack
+from lenet.fast.autograd import ConvBlock, Unpack, pack
 from lenet.fast.kernels import ACTIVATIONS, POOLINGS, as_c, call, empty, is_readable, lanes, readable
 
 WEIGHTS = ((6, 1, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84))
@@ -56,14 +56,14 @@ class CompiledNetwork:
         self._norms = [layer for layer in between if isinstance(layer, nn.BatchNorm2d)]
         self._prepared: list[tuple[Tensor, int]] = []  # the parameters that C got last, and their addresses
 
-    def still_fits(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the network still has the same layers, with settings that the kernels have, and no hooks."""
         try:
             return _match(self._net) == self._plan
         except UnsuitableError:
             return False
 
-    def fits(self, images: Tensor) -> bool:
+    def accepts(self, images: Tensor) -> bool:
         """Whether the kernels can compute with these: (N, 1, 28, 28), bytes 0–255 or float32 in [0, 1], on the CPU.
 
         Not with autocast, a compiler or anomaly detection, which must see each operation. And a batch normalisation
@@ -81,10 +81,10 @@ class CompiledNetwork:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From images that `fits` has accepted to logits (N, classes), differentiable in the parameters."""
+        """From images that `accepts` allows to logits (N, classes), differentiable in the parameters."""
         values = pack(images)
         for conv, kind, between in self._plan.stages:
-            values = Block.apply(values, conv.weight, conv.bias, kind)
+            values = ConvBlock.apply(values, conv.weight, conv.bias, kind)
             for layer in between:  # in four dimensions: groups, channels, pixels, images of a group
                 values = layer(values.flatten(2, 3)).view_as(values)
         values = Unpack.apply(values, len(images))

@@ -69,7 +69,7 @@ class RunLogger(TensorBoardLogger):
     def describe(self, config: str, stages: Sequence[Stage], input_shape: Sequence[int] = (1, 28, 28)) -> None:
         """Log the configuration (as YAML) and the graph of a network that takes images of that shape (C, H, W)."""
         self.experiment.add_text("config", f"```yaml\n{config}```", self._next_step or 0)
-        if self._next_step:  # TensorBoard shows one graph a run
+        if self._next_step or not stages:  # TensorBoard shows one graph a run
             return
         # Written from the stages: PyTorch's add_graph needs torch.jit.trace, which is deprecated and slow.
         nodes: list[dict[str, Any]] = [{"name": "image", "op": "Placeholder", "attr": _shape(input_shape)}]

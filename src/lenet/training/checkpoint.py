@@ -1,8 +1,8 @@
 """A saved run, written and read: its checkpoints, and run.json, which has what it takes to run it again.
 
-A run is saved at the end of an epoch alone. Order, augmentation and dropout are functions of (seed, epoch), so nothing
-else is needed to go on exactly where it was. A checkpoint is what torch.save writes, which is a zip archive, with its
-SHA-256 as the archive's comment: torch.load reads it as ever, and a damaged one is recognised.
+A run is saved at the end of an epoch alone. The order of the images and dropout are functions of (seed, epoch), so
+nothing else is needed to resume exactly where it was. A checkpoint is what torch.save writes, which is a zip archive,
+with its SHA-256 as the archive's comment: torch.load reads it as ever, and a damaged one is recognised.
 """
 
 import hashlib
@@ -57,8 +57,7 @@ class WholeFileIO(TorchCheckpointIO):
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint in a file: tensors and plain values. Nothing in the file is executed.
 
-    Raises:
-        UserError: it cannot be read, is damaged, or is no checkpoint.
+    Raises a UserError if it cannot be read, is damaged, or is no checkpoint.
     """
     try:
         content = path.read_bytes()
@@ -70,13 +69,9 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def find(folder: Path) -> Path | None:
-    """The checkpoint in a run's folder to go on from: of those that are whole, the one of the latest epoch.
+    """The checkpoint in a run's folder to resume from: that of the latest epoch; None if the run has saved nothing yet.
 
-    Returns:
-        None if the run has saved nothing yet.
-
-    Raises:
-        UserError: all are damaged; or the best one is, which cannot be made again.
+    Raises a UserError if all are damaged; or the best one is, which cannot be made again.
     """
     epochs: dict[Path, int] = {}
     damaged: dict[str, str] = {}
@@ -84,18 +79,16 @@ def find(folder: Path) -> Path | None:
         path = folder / CHECKPOINTS / name
         try:
             if path.exists():
-                epochs[path] = read(path)["epoch"]
+                epochs[path] = read(path)["epoch"] + 1
         except UserError as error:
             damaged[name] = str(error)
     if BEST in damaged:
-        raise UserError(f"{damaged[BEST]}; its weights are lost: delete the file to go on without them")
+        raise UserError(f"{damaged[BEST]}; its weights are lost: delete the file to resume without them")
     if damaged and not epochs:
         raise UserError(f"{'; '.join(damaged.values())}; no other is left to resume from: start a new run")
     latest = max(epochs, key=lambda path: epochs[path], default=None)
     if damaged and latest is not None:
-        log.warning("%s; %s, of epoch %d, is used", "; ".join(damaged.values()), latest.name, epochs[latest] + 1)
-    if LAST in damaged and latest is not None:  # it must not become the previous one
-        write_whole(folder / CHECKPOINTS / LAST, latest.read_bytes())
+        log.warning("%s; %s, of epoch %d, is used", "; ".join(damaged.values()), latest.name, epochs[latest])
     return latest
 
 
@@ -103,7 +96,7 @@ class SaveRun(TimedCallback, Checkpoint):
     """Saves a run at the end of an epoch: the best weights always, the last if it is due.
 
     It is due after the last epoch, at a signal, and if the last save is more than `every_seconds` ago. Lightning calls
-    it after all other callbacks. `stopwatch` has for how long training has waited.
+    it after all other callbacks. `stopwatch` has the time that training waited for it.
     """
 
     def __init__(self, folder: Path, every_seconds: float, signals: EndOnSignal) -> None:
@@ -132,12 +125,13 @@ class SaveRun(TimedCallback, Checkpoint):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = ends or self.signals.received is not None or time.monotonic() - self._saved >= self.every_seconds
-        return due if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(due, all=False)
+        return trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning takes the epoch for done a moment after this; a run that is resumed begins the next one.
+        # Lightning marks the epoch as done a moment after this. Without the mark, a run that is resumed would take the
+        # epoch for one that was cut off, and with max_steps Lightning does not put that right itself.
         loops = checkpoint["loops"]["fit_loop"]
         for progress in loops["epoch_progress"].values():
             progress["completed"] = progress["processed"]
@@ -148,9 +142,7 @@ class SaveRun(TimedCallback, Checkpoint):
 def write_run(folder: Path, settings: dict[str, Any]) -> None:
     """Keep in a run's folder what it was made from: settings, command, versions, commit. Each resume adds its own.
 
-    Raises:
-        OSError: it cannot be written.
-        UserError: what was kept there is damaged.
+    Raises a UserError if what was kept there is damaged.
     """
     start = {"command": ["python", *map(printable, sys.argv)], "versions": versions(), "git": _git()}
     content: dict[str, Any] = {"settings": settings, **start}
@@ -161,19 +153,15 @@ def write_run(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `write_run` kept.
-
-    Raises:
-        UserError: there is no run, or its file is damaged.
-    """
+    """What `write_run` kept; a UserError if there is no run, or its file is damaged."""
     path = folder / RUN_FILE
     try:
         content = dict(read_json(path))
         if content.pop("sha256") != _sha256_of_json(content):
             raise ValueError("its checksum is not that of its content")
     except (FileNotFoundError, NotADirectoryError):
-        where = f"holds no {RUN_FILE}, so no run to go on with" if folder.is_dir() else "is no folder"
-        raise UserError(f"resume={folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
+        where = f"holds no {RUN_FILE}, so no run" if folder.is_dir() else "is no folder"
+        raise UserError(f"{folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); put the file back as it was, or start a new run") from None
     return content
@@ -186,11 +174,11 @@ def versions() -> dict[str, str]:
 
 
 def warn_of_other_versions(folder: Path) -> None:
-    """Warn if a run that is resumed was begun with other packages: it goes on, but not bit for bit."""
+    """Warn if a run that is resumed was begun with other packages: it continues, but not bit for bit."""
     then = read_run(folder)["versions"]
     for name in ("torch", "lightning", "numpy"):
         if then.get(name) != versions()[name]:
-            log.warning("The run was begun with %s %s, and goes on with %s", name, then.get(name), versions()[name])
+            log.warning("The run was begun with %s %s, and continues with %s", name, then.get(name), versions()[name])
 
 
 def _sha256(content: bytes | bytearray) -> bytes:

@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,7 +21,7 @@ from lenet.classes import arguments_of, build
 from lenet.data import Block
 from lenet.errors import DivergenceError, UserError
 from lenet.models import LeNet, xavier_uniform_
-from lenet.training.step import PlainStep, Sums, make_step, proved
+from lenet.training.step import PlainStep, Sums, checked, make_step
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
@@ -91,7 +90,6 @@ class Classifier(pl.LightningModule):
         self._evaluated: dict[str, Sums] = {}
         self._epoch_published = False
         self._step: PlainStep | None = None
-        self._is_proved = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W): bytes 0–255, or floats in [0, 1]."""
@@ -102,16 +100,14 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
         return logits
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | Optimizer:
+    def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameters())
         for group in optimizer.param_groups if self.lr is not None else ():
             group["lr"] = self.lr
         if self.scheduler_factory is None:
             return optimizer
         schedule = self.make_schedule(optimizer, self._steps_in_run())
-        return OptimizerLRSchedulerConfig(
-            optimizer=optimizer, lr_scheduler=LRSchedulerConfigType(scheduler=schedule, interval="step")
-        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_schedule(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """The learning-rate schedule, for a run of so many steps if it depends on that."""
@@ -133,7 +129,7 @@ class Classifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.automatic_optimization:
-            self._step, self._is_proved = make_step(self), False
+            self._step = make_step(self)
 
     def on_train_epoch_start(self) -> None:
         self.running, self._epoch_published = Sums(), False
@@ -155,11 +151,11 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _train_block(self, block: Block) -> None:
-        if self._step is None or not self._step.still_fits():  # somebody has changed the network
-            self._step, self._is_proved = make_step(self), False
-        if not self._is_proved:
+        if self._step is None or not self._step.is_current():  # somebody has changed the network or the loss
+            self._step = make_step(self)
+        if not self._step.is_checked:
             first = next(block.batches())
-            self._step, self._is_proved = proved(self._step, first.images, first.labels), True
+            self._step = checked(self._step, first.images, first.labels)
         step, optimizer, scheduler = self._step, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
         before, last, images, steps = self.trainer.global_step, self.trainer.max_steps, 0, 0
@@ -201,10 +197,9 @@ class Classifier(pl.LightningModule):
         self.finish_epoch()
 
     def finish_epoch(self) -> None:
-        """Publish the training means of the epoch, once; callbacks that need them call it first.
+        """Publish the training means of the epoch, once. Raises a DivergenceError if a weight is NaN or infinite.
 
-        Raises:
-            DivergenceError: the loss or a weight is NaN or infinite.
+        Callbacks that need the means call it first: Lightning calls their on_train_epoch_end before the module's.
         """
         if self._epoch_published:
             return
@@ -223,8 +218,9 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Returns the logits (N, classes), for callbacks."""
-        stages = getattr(getattr(self.trainer, "datamodule", None), "evaluation_stages", ("val", "test"))
-        return self._evaluate(stages[dataloader_idx] if dataloader_idx < len(stages) else "val", batch)
+        stages = getattr(getattr(self.trainer, "datamodule", None), "evaluation_stages", ("val",))
+        split = stages[dataloader_idx] if dataloader_idx < len(stages) else f"val_{dataloader_idx}"
+        return self._evaluate(split, batch)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Returns the logits (N, classes), for callbacks."""
@@ -256,7 +252,8 @@ class Classifier(pl.LightningModule):
     def publish(self, values: dict[str, float]) -> None:
         """Log values that hold for the epoch to every logger, at the number of optimizer steps, and keep them."""
         self.metrics.update(values)
-        if self.trainer.testing:  # what trainer.test() returns is what Lightning logs itself, at the step among it
+        if self.trainer.testing:
+            # trainer.test() returns what was logged this way, and Lightning takes the x axis from a value named step.
             step = {"step": float(self.trainer.global_step)}
             self.log_dict({**values, **step}, on_step=False, on_epoch=True, batch_size=1)
             return

@@ -1,5 +1,7 @@
-"""`resume=FOLDER`: the run in that folder goes on, with its own configuration in place of what was composed."""
+"""`resume=FOLDER`: the run in that folder continues, with its own configuration in place of what was composed."""
 
+import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,33 +9,34 @@ from lenet.config import Settings, validated
 from lenet.errors import UserError
 from lenet.files import read_json
 from lenet.folders import RESULT
-from lenet.training.checkpoint import read_run
+from lenet.training import checkpoint
 
 CHANGEABLE = ("resume", "trainer.max_epochs", "device")
 """What may be set beside the folder."""
 
 
+def command(folder: Path) -> str:
+    """The command that resumes the run in a folder, for a shell."""
+    plain = re.fullmatch(r"[\w./\\ -]+", str(folder)) is not None
+    word = f"resume={folder}" if plain else f"resume='{folder}'"  # Hydra needs quotes of its own around other signs
+    return f"python train.py {shlex.quote(word)}"
+
+
 def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
-    """The run's own settings, with what may be changed.
+    """The settings of the run that `settings.resume` names, with what the overrides may change.
 
-    Args:
-        settings: as composed; `resume` names the folder.
-        overrides: what the command line says.
-
-    Raises:
-        UserError: there is no such run, or the command says more than may change.
+    Raises a UserError if there is no such run, or the overrides say more than may change.
     """
     folder = Path(str(settings.resume)).expanduser().absolute()
-    keys = [str(word).lstrip("+~").partition("=")[0] for word in overrides]
-    for key, word in zip(keys, overrides, strict=True):
-        if key not in CHANGEABLE and not key.startswith("device."):
+    saved, device = checkpoint.read_run(folder)["settings"], settings.section("device")
+    for word in map(str, overrides):
+        key = word.lstrip("+~").partition("=")[0]
+        section, _, name = key.partition(".")
+        if key not in CHANGEABLE and section != "device":
             raise UserError(
                 f"{word}: a resumed run keeps its configuration, but for trainer.max_epochs and device; leave it out,"
                 " or start a new run without resume"
             )
-    saved, device = read_run(folder)["settings"], settings.section("device")
-    for key in keys:
-        section, _, name = key.partition(".")
         if key == "device":
             saved["device"] = device
         elif section == "device":
@@ -55,3 +58,20 @@ def finished(settings: Settings) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no metrics.json, or a damaged one, which is written anew
     return None
+
+
+def place(settings: Settings, folder: Path) -> tuple[Path | None, int | None]:
+    """The checkpoint to resume from and the next optimizer step; (None, 0) before the first one, a new run has neither.
+
+    Raises a UserError if no checkpoint can be read, or the run has done all its epochs.
+    """
+    if settings.resume is None:
+        return None, None
+    checkpoint.warn_of_other_versions(folder)
+    path = checkpoint.find(folder)
+    if path is None:
+        return None, 0
+    content, limit = checkpoint.read(path), settings.trainer.max_epochs
+    if (done := content["epoch"] + 1) > limit:
+        raise UserError(f"trainer.max_epochs={limit}: the run has done {done} epochs already; name more")
+    return path, content["global_step"] + 1

@@ -3,8 +3,6 @@
 import contextlib
 import copy
 import logging
-import re
-import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from lenet import folders
 from lenet.config import Settings, dotted, read_settings
 from lenet.data import ImageDataModule
-from lenet.errors import DivergenceError, UserError, flat
-from lenet.fast.memory import keep_freed_memory, objects_set_aside
+from lenet.errors import DISK_ERRORS, DivergenceError, UserError, flat
+from lenet.fast.memory import garbage_collector_frozen, keep_freed_memory
 from lenet.files import read_json, write_json
 from lenet.folders import RESULT
 from lenet.models import stages, table
@@ -30,48 +28,24 @@ from lenet.monitor.progress import Progress
 from lenet.monitor.tensorboard import RunLogger
 from lenet.monitor.throughput import Throughput
 from lenet.signals import Interrupted
-from lenet.training.build import (
-    build_classifier,
-    build_data,
-    build_trainer,
-    callbacks_of,
-    loggers_of,
-    quiet_libraries,
-    steps_in_block,
-)
-from lenet.training.checkpoint import (
-    CHECKPOINTS,
-    LAST,
-    RUN_FILE,
-    SaveRun,
-    WholeFileIO,
-    find,
-    read,
-    versions,
-    warn_of_other_versions,
-    write_run,
-)
+from lenet.training import checkpoint, parts, resume
 from lenet.training.module import Classifier
-from lenet.training.resume import resumed
 from lenet.training.signals import EndOnSignal
 
 log = logging.getLogger(__name__)
 
-
-TAGS = [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")] + [
-    "lr",
-    "train/examples_per_sec",
-]
+TAGS = [*(f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "acc")), "lr"]
+TAGS += ["train/examples_per_sec"]
 """What a run measures: in metrics.json, and as scalars in TensorBoard."""
 
-PATIENCE_SECONDS = 30
-"""A job whose sweep was killed finishes its epoch and saves; who resumes it waits so long."""
+LOCK_TIMEOUT_SECONDS = 30
+"""A job whose sweep was killed finishes its epoch and saves; whoever resumes it waits so long."""
 
 
 def train(config: DictConfig) -> float | None:
     """Run the configuration of a Hydra job in the folder that Hydra made for it; returns the best val/acc, if any.
 
-    In a sweep, a job that is done is not done again, and one that was cut off goes on.
+    In a sweep, a job that is done is not done again, and one that was cut off resumes.
     """
     hydra = HydraConfig.get()
     settings = read_settings(config, hydra.overrides.task)
@@ -80,26 +54,26 @@ def train(config: DictConfig) -> float | None:
         return cast("float | None", read_json(folder / RESULT)["best_val_acc"])
     if in_sweep:
         check(settings)  # a single run was checked before it got a folder
-    if in_sweep and (folder / RUN_FILE).exists():
+    if in_sweep and (folder / checkpoint.RUN_FILE).exists():
         settings = settings.model_copy(update={"resume": str(folder)})
     elif settings.resume is not None:
-        settings = resumed(settings, hydra.overrides.task)
+        settings = resume.resumed(settings, hydra.overrides.task)
         folder = Path(str(settings.resume))
-    patience = PATIENCE_SECONDS if in_sweep else 0
-    result = run(settings, folder, introduce=not in_sweep or hydra.job.num == 0, patience=patience)
+    introduce, lock_timeout = not in_sweep or hydra.job.num == 0, LOCK_TIMEOUT_SECONDS if in_sweep else 0
+    result = run(settings, folder, introduce=introduce, lock_timeout=lock_timeout)
     return cast("float | None", result["best_val_acc"])
 
 
 def check(settings: Settings) -> None:
     """Make each part once and obtain the data, before a run has a folder; a UserError names what is wrong."""
-    quiet_libraries()
-    build_trainer(settings, logger=False, enable_checkpointing=False)
-    callbacks_of(settings)
-    loggers_of(settings, Path(), None)
-    data = build_data(settings)
+    parts.quiet_libraries()
+    parts.trainer_of(settings, logger=False, enable_checkpointing=False)
+    parts.callbacks_of(settings)
+    parts.loggers_of(settings, Path(), None)
+    data = parts.data_of(settings)
     data.prepare_data()
     data.setup("fit")
-    classifier = build_classifier(settings, data)
+    classifier = parts.classifier_of(settings, data)
     if isinstance(data, ImageDataModule):
         _try_out(settings, classifier, data)
     try:
@@ -126,30 +100,27 @@ def _try_out(settings: Settings, classifier: Classifier, data: ImageDataModule) 
 
 
 def run(
-    settings: Settings, folder: Path, callbacks: Sequence[pl.Callback] = (), introduce: bool = True, patience: float = 0
+    settings: Settings,
+    folder: Path,
+    callbacks: Sequence[pl.Callback] = (),
+    introduce: bool = True,
+    lock_timeout: float = 0,
 ) -> dict[str, Any]:
-    """Train, evaluate, and leave the run's files in a folder.
+    """Train, evaluate, and leave the run's files in a folder, which belongs to this run alone.
 
-    Args:
-        settings: of the run. With `resume`, the run goes on from its last checkpoint in the folder, if there is one.
-        folder: exists, and belongs to this run alone.
-        callbacks: more of them.
-        introduce: show the network's stages at the start; the later jobs of a sweep leave that out.
-        patience: for so many seconds, another process that is at work in the folder is waited for.
+    With `settings.resume`, the run resumes from its last checkpoint there, if there is one. Without `introduce`, the
+    table of the network's stages is left out. For `lock_timeout` seconds, another process at work there is waited for.
 
-    Returns:
-        What metrics.json holds.
-
-    Raises:
-        UserError: training diverged, or the run's files cannot be read or written.
-        Interrupted: a signal asked the run to end; says how it goes on.
+    Returns what metrics.json holds. Raises a UserError if training diverged, or the run's files cannot be read or
+    written; Interrupted, which says how to resume, if a signal asked the run to end. (`check` has made all parts before,
+    to refuse what is wrong before there was a folder.)
     """
-    quiet_libraries()
+    parts.quiet_libraries()
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a GPU would convolve with 10 of its 23 bits otherwise
     pl.seed_everything(settings.seed, verbose=False)
     first = getattr(rank_zero_only, "rank", 0) == 0
-    lock = folders.alone(folder, "resume", patience) if first else contextlib.nullcontext()
+    lock = folders.alone(folder, "resume", lock_timeout) if first else contextlib.nullcontext()
     with _ends_in_one_line(folder), lock:
         result = _run(settings, folder, callbacks, introduce)
     loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
@@ -159,35 +130,35 @@ def run(
 
 
 def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool) -> dict[str, Any]:
-    start, next_step = _place_to_resume(settings, folder) if settings.resume is not None else (None, None)
-    loggers = loggers_of(settings, folder, next_step)
+    start, next_step = resume.place(settings, folder)
+    loggers = parts.loggers_of(settings, folder, next_step)
     board = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)
-    callbacks = [*callbacks_of(settings), *callbacks]
-    data = build_data(settings, steps_in_block(settings, callbacks))
-    classifier = build_classifier(settings, data)
+    callbacks = [*parts.callbacks_of(settings), *callbacks]
+    data = parts.data_of(settings, parts.steps_in_block(settings, callbacks))
+    classifier = parts.classifier_of(settings, data)
     throughput, dashboard, signals = Throughput(), Dashboard(), EndOnSignal()
-    saving = SaveRun(folder, settings.checkpoint.every_seconds, signals)
+    saving = checkpoint.SaveRun(folder, settings.checkpoint.every_seconds, signals)
     shown = [dashboard] if settings.dashboard == "full" else []
-    trainer = build_trainer(
+    trainer = parts.trainer_of(
         settings,
         logger=loggers or False,
         callbacks=[throughput, Progress(), *shown, *callbacks, signals, saving],
-        plugins=[WholeFileIO()],
+        plugins=[checkpoint.WholeFileIO()],
         default_root_dir=folder,
     )
     if trainer.is_global_zero:
-        write_run(folder, settings.plain)
-        shape = getattr(data, "image_shape", (1, 28, 28))
-        rows = stages(copy.deepcopy(classifier.net), shape)
-        if settings.resume is None and introduce:
+        checkpoint.write_run(folder, settings.plain)
+        shape = getattr(data, "image_shape", None)
+        rows = stages(copy.deepcopy(classifier.net), shape) if shape else []
+        if rows and settings.resume is None and introduce:
             log.info("%s", table(rows))
-        begins = "" if settings.resume is None else " (has no checkpoint yet, and begins anew)"
-        log.info("Run folder: %s%s", folder, begins if start is None else f" (goes on from {start.name})")
+        place = f" (resumes from {start.name})" if start else " (has no checkpoint yet, starts over)"
+        log.info("Run folder: %s%s", folder, place if settings.resume else "")
         if board is not None:
-            board.describe(OmegaConf.to_yaml(settings.plain), rows, shape)
+            board.describe(OmegaConf.to_yaml(settings.plain), rows, shape or ())
     else:
         logging.disable()  # one process speaks for all
-    with objects_set_aside():
+    with garbage_collector_frozen():
         trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
         if signals.received is not None:
             raise Interrupted(signals.received)
@@ -207,17 +178,10 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
     return result
 
 
-def resume_command(folder: Path) -> str:
-    """The command that resumes the run in a folder, for a shell."""
-    plain = re.fullmatch(r"[\w./\\ -]+", str(folder)) is not None
-    word = f"resume={folder}" if plain else f"resume='{folder}'"  # Hydra needs quotes of its own around other signs
-    return f"python train.py {shlex.quote(word)}"
-
-
 @contextlib.contextmanager
 def _ends_in_one_line(folder: Path) -> Iterator[None]:
-    """Whatever ends a run early says in one line why, what is left, and how it goes on."""
-    has_checkpoint, hook = (folder / CHECKPOINTS / LAST).exists, threading.excepthook
+    """Whatever ends a run early says in one line why, what is left, and how to resume."""
+    last, hook = folder / checkpoint.CHECKPOINTS / checkpoint.LAST, threading.excepthook
     # TensorBoard writes in a thread, whose errors are raised again by whoever writes next.
     threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else hook(failed)
     try:
@@ -225,33 +189,23 @@ def _ends_in_one_line(folder: Path) -> Iterator[None]:
     except Interrupted as interrupt:
         if interrupt.args:
             raise
-        saved = any((folder / CHECKPOINTS).glob("*.ckpt"))
-        from_where = "goes on from the last checkpoint" if saved else "begins anew: no checkpoint was written"
-        raise Interrupted(interrupt.signum, f"{resume_command(folder)} {from_where}") from None
+        saved = any(last.parent.glob("*.ckpt"))
+        how = "resumes from the last checkpoint" if saved else "starts over: no checkpoint was written"
+        raise Interrupted(interrupt.signum, f"{resume.command(folder)} {how}") from None
     except DivergenceError as error:
-        left = f"the last good weights are in {folder / CHECKPOINTS / LAST}" if has_checkpoint() else "nothing is saved"
+        left = f"the last good weights are in {last}" if last.exists() else "nothing is saved"
         raise UserError(f"{error}; {left}") from None
     except OSError as error:
         if not folder.is_dir():
-            raise UserError(f"{folder}: was removed or moved away while the run wrote to it; start it anew") from None
+            raise UserError(f"{folder}: was removed or moved away while the run wrote to it; start it again") from None
+        if error.errno not in DISK_ERRORS:  # a network's, say, or a defect
+            raise
         raise UserError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}); make room or let it be"
-            f" written, and {resume_command(folder)} goes on"
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or let it be written, and"
+            f" {resume.command(folder)} resumes"
         ) from None
     finally:
         threading.excepthook = hook
-
-
-def _place_to_resume(settings: Settings, folder: Path) -> tuple[Path | None, int]:
-    """The checkpoint and the next optimizer step; a run that was ended before it had one begins anew, at 0."""
-    warn_of_other_versions(folder)
-    path = find(folder)
-    if path is None:
-        return None, 0
-    checkpoint, limit = read(path), settings.trainer.max_epochs
-    if (done := checkpoint["epoch"] + 1) > limit:
-        raise UserError(f"trainer.max_epochs={limit}: the run has done {done} epochs already; name more")
-    return path, checkpoint["global_step"] + 1
 
 
 def _result(settings: Settings, classifier: Classifier, trainer: pl.Trainer, throughput: Throughput) -> dict[str, Any]:
@@ -268,7 +222,7 @@ def _result(settings: Settings, classifier: Classifier, trainer: pl.Trainer, thr
         "seed": settings.seed,
         "device": device if trainer.world_size == 1 else f"{trainer.world_size} × {device.split(':')[0]}",
         "parameters": sum(p.numel() for p in classifier.parameters()),
-        "versions": {name: versions()[name] for name in ("python", "torch", "lightning")},
+        "versions": {name: checkpoint.versions()[name] for name in ("python", "torch", "lightning")},
     }
 
 

@@ -46,7 +46,8 @@ class Sums:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
-        self._unread.append((loss.detach(), logits.detach(), labels))
+        if len(labels):  # one of several devices may get no image
+            self._unread.append((loss.detach(), logits.detach(), labels))
 
     def read(self) -> list[float]:
         """Wait for the device and add up; returns the mean loss of each batch since the last call."""
@@ -74,20 +75,14 @@ class Sums:
 
 
 class PlainStep:
-    """Forward, loss and backward with PyTorch's layers.
-
-    Args:
-        module: whose network and loss are used, as they are at each call.
-
-    Attributes:
-        devices: how many train together.
-    """
+    """Forward, loss and backward with PyTorch's layers; network and loss are the module's, as they are at each call."""
 
     def __init__(self, module: Classifier) -> None:
         self.module = module
-        self.devices = 1
+        self.devices = 1  # how many train together
+        self.is_checked = False
 
-    def still_fits(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the step still computes what the module, as it is now, says."""
         return True
 
@@ -106,7 +101,7 @@ class PlainStep:
         return self._backward(self.module(images), labels, total)
 
     def _backward(self, logits: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        loss = self.module.loss(logits, labels)
+        loss = self.module.loss(logits, labels) if len(labels) else logits.sum()  # 0, with gradients of 0
         # Lightning averages the gradients of the devices, whose parts of a batch may differ in size.
         weight = len(labels) * self.devices / total
         share = loss if weight == 1 else loss * weight
@@ -123,13 +118,13 @@ class FusedStep(PlainStep):
     def __init__(self, module: Classifier, network: fast.CompiledNetwork) -> None:
         super().__init__(module)
         self.network = network
-        self._loss = _identity(module.loss)
+        self._loss = _fingerprint(module.loss)
 
-    def still_fits(self) -> bool:
-        return self.network.still_fits() and self._loss == _identity(self.module.loss)
+    def is_current(self) -> bool:
+        return self.network.is_current() and self._loss == _fingerprint(self.module.loss)
 
     def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        if not self.network.fits(images):
+        if not self.network.accepts(images):
             return super().gradients(images, labels, total)
         if self.network.is_whole and self.devices == 1:
             loss_sum, logits = self.network.gradients(images, labels, 1 / total)
@@ -138,14 +133,14 @@ class FusedStep(PlainStep):
         return self._backward(self.network(images), labels, total)
 
 
-def _identity(loss: Any) -> tuple[Any, dict[str, Any]]:
+def _fingerprint(loss: Any) -> tuple[Any, dict[str, Any]]:
     """What changes when a loss is replaced, or gets another setting."""
     settings = getattr(loss, "__dict__", {})
     return loss, {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
 
 
 def make_step(module: Classifier) -> PlainStep:
-    """The fastest step for the module's network, not yet proved; the weights get the memory layout that suits it."""
+    """The fastest step for the module's network, not yet checked; the weights get the memory layout that suits it."""
     step = PlainStep(module)
     if module.fuse and module.trainer.strategy.root_device.type == "cpu":
         try:
@@ -160,19 +155,16 @@ def make_step(module: Classifier) -> PlainStep:
     return step
 
 
-def proved(step: PlainStep, images: Tensor, labels: Tensor) -> PlainStep:
-    """The step, if it computes what the plain one does on a batch; else the plain one, and a line says what differs.
+def checked(step: PlainStep, images: Tensor, labels: Tensor) -> PlainStep:
+    """The step, if it computes what the plain one does on a batch (N, C, H, W) with labels (N,) int64.
 
-    Args:
-        step: as `make_step` made it.
-        images: (N, C, H, W), of the first batch.
-        labels: (N,) int64.
+    Otherwise the plain one, and a line says what differs.
     """
     plain = PlainStep(step.module)
     if isinstance(step, FusedStep) and (difference := compare(plain, step, images, labels)):
         log.warning("fuse=true: the compiled kernels give another %s; PyTorch's layers are used", difference)
         step = plain
-    step.devices = step.module.trainer.world_size
+    step.devices, step.is_checked = step.module.trainer.world_size, True
     return step
 
 

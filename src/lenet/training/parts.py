@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 
 from lenet.classes import accepted_arguments, arguments_of, build
 from lenet.config import Settings
@@ -30,8 +30,8 @@ BATCHWISE_HOOKS = [
 """What a callback implements that looks at single batches."""
 
 
-def build_data(settings: Settings, block_steps: int = 1) -> pl.LightningDataModule:
-    """The data module of a configuration, which gives so many optimizer steps at a time."""
+def data_of(settings: Settings, block_steps: int = 1) -> pl.LightningDataModule:
+    """The data module, which gives so many optimizer steps at a time."""
     data: pl.LightningDataModule = build(
         "data",
         settings.section("data"),
@@ -43,8 +43,8 @@ def build_data(settings: Settings, block_steps: int = 1) -> pl.LightningDataModu
     return data
 
 
-def build_classifier(settings: Settings, data: pl.LightningDataModule) -> Classifier:
-    """The module of a configuration for a data module, its weights drawn anew."""
+def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifier:
+    """The module for a data module, its weights drawn anew."""
     model = settings.section("model")
     accepted = accepted_arguments("model", model["_target_"]) or frozenset()
     shape, classes = getattr(data, "image_shape", None), getattr(data, "classes", None)
@@ -64,12 +64,8 @@ def build_classifier(settings: Settings, data: pl.LightningDataModule) -> Classi
     )
 
 
-def build_trainer(settings: Settings, **arguments: Any) -> pl.Trainer:
-    """Lightning's Trainer with the configuration's arguments, and others.
-
-    Raises:
-        UserError: names an argument that Lightning does not know or refuses.
-    """
+def trainer_of(settings: Settings, **arguments: Any) -> pl.Trainer:
+    """Lightning's Trainer with the configuration's arguments, and others; a UserError if it refuses one."""
     accepted = arguments_of(pl.Trainer) or frozenset()
     for name in settings.trainer.model_extra or {}:
         if name not in accepted:
@@ -111,9 +107,11 @@ def loggers_of(settings: Settings, folder: Path, next_step: int | None) -> list[
 def steps_in_block(settings: Settings, callbacks: Sequence[pl.Callback]) -> int:
     """How many optimizer steps are taken at a time: one, if an argument or a callback is about single batches."""
     reasons = [f"trainer.{name}" for name in BATCHWISE_ARGUMENTS & set(settings.trainer.model_extra or {})]
+    sections = settings.section("callbacks").items()
+    reasons += [f"callbacks.{key}.every_n_train_steps" for key, section in sections if "every_n_train_steps" in section]
     for callback in callbacks:
         listens = any(getattr(type(callback), name) is not getattr(pl.Callback, name) for name in BATCHWISE_HOOKS)
-        if listens and not isinstance(callback, LearningRateMonitor | Timer):  # which count steps, not batches
+        if listens and not isinstance(callback, LearningRateMonitor | ModelCheckpoint | Timer):  # which count steps
             reasons.append(type(callback).__name__)
     if reasons and settings.fuse:
         log.info("%s: every batch goes through Lightning's own loop, which is slower", ", ".join(sorted(reasons)))
