@@ -1,7 +1,6 @@
 """The convolution theorem: a convolution is a product of Fourier transforms.
 
     output = F⁻¹( F(input) · conj(F(weight)) )        summed over the input channels
-    transposed: F⁻¹( F(input) · F(weight) )
 
 The conjugate turns the convolution into a cross-correlation. A discrete transform wraps around at the image's edge;
 this spoils only the positions where the kernel reaches over the edge, and those are not outputs. The transform knows
@@ -13,7 +12,7 @@ NaN spoils the whole image.
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, spread, tap, transposed_size, window_count
+from lenet.layers.geometry import Pair, spread, tap, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -24,12 +23,3 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     spectrum = torch.einsum("nchw,ochw->nohw", torch.fft.rfft2(input), kernel)
     output: Tensor = torch.fft.irfft2(spectrum, s=size)
     return tap(output, (0, 0), count, stride)
-
-
-def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): the true convolution of the input, spread by the stride."""
-    size = transposed_size(input, weight, stride, dilation)
-    kernel = torch.fft.rfft2(spread(weight, dilation), s=size)
-    spectrum = torch.einsum("nchw,cohw->nohw", torch.fft.rfft2(spread(input, stride), s=size), kernel)
-    output: Tensor = torch.fft.irfft2(spectrum, s=size)
-    return output

@@ -10,22 +10,40 @@ raises a ValueError. Shapes, dtypes or numbers that do not fit together raise a 
 The input is (N, C, H, W), or (C, H, W) for one image; then the output has no N either.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from lenet.layers import fft, im2col, kernel_matrix, loops, taps
-from lenet.layers.geometry import Pair, Size, as_batch, batched_as, padded, padding_at_edges, pair, transposed_size
+from lenet.layers.geometry import (
+    Pair,
+    Size,
+    as_batch,
+    batched_as,
+    padded,
+    padding_at_edges,
+    pair,
+    span,
+    spread,
+    transposed_size,
+)
 from lenet.layers.plane import convolution, cross_correlation, pool2d
 from lenet.layers.pooling import avg_pool2d, max_pool2d
 
 __all__ = ["ALGORITHMS", "avg_pool2d", "conv2d", "conv_transpose2d", "max_pool2d", "unfold"]
 __all__ += ["convolution", "cross_correlation", "pool2d"]
 
-ALGORITHMS = {"loops": loops, "taps": taps, "im2col": im2col, "kernel_matrix": kernel_matrix, "fft": fft}
-"""Each has `conv2d` and `conv_transpose2d` of (input, weight, stride, dilation)."""
+Algorithm = Callable[[Tensor, Tensor, Pair, Pair], Tensor]  # of input, weight, stride and dilation
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "loops": loops.conv2d,
+    "taps": taps.conv2d,
+    "im2col": im2col.conv2d,
+    "kernel_matrix": kernel_matrix.conv2d,
+    "fft": fft.conv2d,
+}
 
 
 def conv2d(
@@ -45,11 +63,11 @@ def conv2d(
 
     `padding` is zeros at each edge; "valid" is none, "same" as many as keep the size (stride 1 only).
     """
-    module = algorithm_named(algorithm)
+    convolve = algorithm_named(algorithm)
     images, weight, bias = _checked(input, weight, bias, groups, transposed=False)
     steps, spacing = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     edges = padding_at_edges(padding, (weight.shape[2], weight.shape[3]), steps, spacing)
-    output = _convolved(module, "conv2d", padded(images, edges), weight, groups, steps, spacing)
+    output = _convolved(convolve, padded(images, edges), weight, groups, steps, spacing)
     return batched_as(input, _finished(output, bias, images, weight))
 
 
@@ -64,7 +82,12 @@ def conv_transpose2d(
     dilation: Size = 1,
     algorithm: str = "im2col",
 ) -> Tensor:
-    """The transpose of `conv2d` as a linear map.
+    """The transpose of `conv2d` as a linear map: each value stamps the kernel, times itself, on the output.
+
+        output[n, o, y·s + i·d, x·s + j·d] += input[n, c, y, x] · weight[c, o, i, j]
+
+    Collected by each output instead of stamped, that is a convolution again: of the input with its values a stride
+    apart and zeros around, with the kernel flipped.
 
     Shapes: input (N, C, H, W), weight (C, O / groups, k_h, k_w), bias (O); output (N, O, H', W'), where
     H' = (H - 1)·stride - 2·padding + dilation·(k_h - 1) + output_padding + 1.
@@ -72,7 +95,7 @@ def conv_transpose2d(
     `padding` is that of the convolution which this reverses: as much is cut off at each edge. `output_padding` is more
     rows and columns at the end; with a stride above 1 several sizes are possible.
     """
-    module = algorithm_named(algorithm)
+    convolve = algorithm_named(algorithm)
     images, weight, bias = _checked(input, weight, bias, groups, transposed=True)
     steps, spacing = pair("stride", stride, least=1), pair("dilation", dilation, least=1)
     cut, extra = pair("padding", padding, least=0), pair("output_padding", output_padding, least=0)
@@ -81,7 +104,12 @@ def conv_transpose2d(
     full = transposed_size(images, weight, steps, spacing)
     if any(full[i] + extra[i] <= 2 * cut[i] for i in (0, 1)):
         raise RuntimeError(f"padding={padding}: leaves nothing of the output's {full[0]}×{full[1]} pixels; use less")
-    output = _convolved(module, "conv_transpose2d", images, weight, groups, steps, spacing)
+    rows, columns = (covered - 1 for covered in span((weight.shape[2], weight.shape[3]), spacing))
+    apart = padded(spread(images, steps), (columns, columns, rows, rows))
+    flipped = (
+        weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flip(2, 3)
+    )  # (O, C / groups, k_h, k_w)
+    output = _convolved(convolve, apart, flipped, groups, (1, 1), spacing)
     output = padded(output, (-cut[1], extra[1] - cut[1], -cut[0], extra[0] - cut[0]))
     return batched_as(input, _finished(output, bias, images, weight))
 
@@ -94,8 +122,8 @@ def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size =
     return batched_as(input, im2col.unrolled(images, kernel, steps, pair("dilation", dilation, least=1)))
 
 
-def algorithm_named(name: str) -> ModuleType:
-    """The module of an algorithm; a ValueError if there is none of this name."""
+def algorithm_named(name: str) -> Algorithm:
+    """The function of an algorithm; a ValueError if there is none of this name."""
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm={name!r}: should be one of {', '.join(ALGORITHMS)}")
     return ALGORITHMS[name]
@@ -136,19 +164,18 @@ def _autocast_dtype(values: Tensor) -> torch.dtype | None:
 
 
 def _convolved(
-    module: ModuleType, function: str, images: Tensor, weight: Tensor, groups: int, stride: Pair, dilation: Pair
+    convolve: Algorithm, images: Tensor, weight: Tensor, groups: int, stride: Pair, dilation: Pair
 ) -> Tensor:
-    """The algorithm's function on each group of channels. Half precision is summed up in single precision."""
+    """The algorithm applied to each group of channels. Half precision is summed up in single precision."""
     if images.dtype in (torch.bfloat16, torch.float16):
         images, weight = images.float(), weight.float()
-    elif module is fft and not images.is_floating_point():
+    elif convolve is fft.conv2d and not images.is_floating_point():
         images, weight = images.double(), weight.double()  # exact up to 2^53
-    if module is fft and images.numel() == 0:
-        module = taps  # MKL refuses to transform nothing
-    convolve = getattr(module, function)
+    if convolve is fft.conv2d and images.numel() == 0:
+        convolve = taps.conv2d  # MKL refuses to transform nothing
     with torch.autocast(images.device.type, enabled=False) if _autocast_dtype(images) else nullcontext():
         if groups == 1:  # without chunks, whose backward copies
-            return convolve(images, weight, stride, dilation)  # type: ignore[no-any-return]
+            return convolve(images, weight, stride, dilation)
         parts = zip(images.chunk(groups, dim=1), weight.chunk(groups), strict=True)
         return torch.cat([convolve(part, kernels, stride, dilation) for part, kernels in parts], dim=1)
 

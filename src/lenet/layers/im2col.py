@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, transposed_size, window_count
+from lenet.layers.geometry import Pair, window_count
 
 
 def unrolled(input: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
@@ -44,12 +44,6 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
     count = window_count(input.shape, (weight.shape[2], weight.shape[3]), stride, dilation)
     return _Correlation.apply(input, weight, None, count, stride, dilation)  # type: ignore[no-any-return]
-
-
-def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): what the backward of `conv2d` does for its input."""
-    size = transposed_size(input, weight, stride, dilation)
-    return _InputGradient.apply(None, weight, input, size, stride, dilation)  # type: ignore[no-any-return]
 
 
 class _Derivative(torch.autograd.Function):

@@ -10,7 +10,7 @@ where its name comes from.
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, transposed_size, window_count
+from lenet.layers.geometry import Pair, window_count
 
 
 def kernel_matrix(weight: Tensor, size: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1)) -> Tensor:
@@ -41,13 +41,6 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     images = input.flatten(1).T  # one column each
     outputs = _product(kernel_matrix(weight, size, stride, dilation), images)
     return outputs.view(weight.shape[0], *count, input.shape[0]).permute(3, 0, 1, 2)
-
-
-def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): a product with the transposed matrix."""
-    size = transposed_size(input, weight, stride, dilation)
-    outputs = _product(kernel_matrix(weight, size, stride, dilation).t(), input.flatten(1).T)
-    return outputs.view(weight.shape[1], *size, input.shape[0]).permute(3, 0, 1, 2)
 
 
 def _product(matrix: Tensor, images: Tensor) -> Tensor:

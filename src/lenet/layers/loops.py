@@ -10,7 +10,7 @@ them into one tensor, one by one, would add as many steps to autograd's graph, a
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, padded, positions, span, spread, window_count
+from lenet.layers.geometry import Pair, positions, span, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -24,16 +24,3 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
         window = input[:, :, top : top + covered[0] : dilation[0], left : left + covered[1] : dilation[1]]
         outputs.append((window[:, None] * weight).sum(dim=(2, 3, 4)))  # (N, 1, C, k_h, k_w) · (O, C, k_h, k_w)
     return torch.stack(outputs).view(height, width, input.shape[0], weight.shape[0]).permute(2, 3, 0, 1)
-
-
-def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse, of (N, C, H, W) and (C, O, k_h, k_w): each value stamps the kernel, times itself, on the output.
-
-        output[n, o, y·s + i·d, x·s + j·d] += input[n, c, y, x] · weight[c, o, i, j]
-
-    Collected by each output instead of stamped, that is a window over the input again: over the input with its values a
-    stride apart and zeros around, and with the kernel flipped.
-    """
-    rows, columns = (covered - 1 for covered in span((weight.shape[2], weight.shape[3]), dilation))
-    images = padded(spread(input, stride), (columns, columns, rows, rows))
-    return conv2d(images, weight.transpose(0, 1).flip(2, 3), (1, 1), dilation)

@@ -3,8 +3,7 @@
 Both work by taps (see taps.py): on the values at one position of all windows at once, position by position. There are
 no weights, so there is no matrix to unroll and no product to transform: this one way goes with every algorithm.
 
-Averaging is a linear function. So is picking, from each window, the value at the place where another image has its
-largest: that is the derivative of max pooling. `Windows` has both, each with its transpose, which is its gradient.
+The gradient goes the way back, position by position: from each window to all of its values, or to the largest.
 
 Shapes: (N, C, H, W) to (N, C, H', W'), or both without N, where H' is
 (H + 2·padding - dilation·(kernel_size - 1) - 1) / stride + 1, rounded down, or up with `ceil_mode`. Arguments have the
@@ -13,7 +12,7 @@ meaning of torch.nn.functional's; numbers and shapes that do not fit together ra
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -69,10 +68,8 @@ def avg_pool2d(
     # Half precision is summed up in single precision, as PyTorch does.
     values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
     divisor = divisor_override or windows.values_in_each(values, count_include_pad)
-    values = padded(values, windows.edges)
-    layout = torch.empty_like(values, device="meta")  # sizes and strides without memory
-    transpose = partial(windows.average_transposed, divisor=divisor, layout=layout)
-    output = _LinearMap.apply(values, partial(windows.average, divisor=divisor), transpose)
+    total = _Sum.apply(padded(values, windows.edges), windows)
+    output = torch.div(total, divisor, rounding_mode=None if total.is_floating_point() else "trunc")
     return batched_as(input, output.to(images.dtype))
 
 
@@ -85,7 +82,6 @@ class Windows:
     stride: Pair
     dilation: Pair
     count: Pair
-    overlap: bool
     edges: tuple[int, int, int, int]  # padding: left, top as asked for; right, bottom as the last window needs
 
     def taps(self, images: Tensor) -> Iterator[Tensor]:
@@ -100,20 +96,6 @@ class Windows:
         rows = reduce(operation, (tap(images, (i * down, 0), count, (step_down, 1)) for i in range(height)))
         result = reduce(operation, (tap(rows, (0, j * right), self.count, (1, step_right)) for j in range(width)))
         return result.clone() if self.kernel_size == (1, 1) else result  # never the images themselves
-
-    def average(self, images: Tensor, divisor: int | Tensor) -> Tensor:
-        """The sum of each window's values, divided."""
-        total = self.reduced(images, torch.add)
-        return total.div_(divisor, rounding_mode=None if total.is_floating_point() else "trunc")
-
-    def average_transposed(self, outputs: Tensor, divisor: int | Tensor, layout: Tensor) -> Tensor:
-        """Each window's number, divided, to all of its values; in memory as `layout` is."""
-        image = outputs.new_empty_strided(layout.shape, layout.stride()).zero_()
-        places = list(self.taps(image))
-        share = torch.div(outputs, divisor, out=torch.empty_like(places[0]))
-        for place in places:
-            place.add_(share) if self.overlap else place.copy_(share)
-        return image
 
     def values_in_each(self, images: Tensor, include_padding: bool) -> int | Tensor:
         """How many values each window has: one number, or (H', W') if windows may differ."""
@@ -141,24 +123,11 @@ class Windows:
         last = list(_first_of(values.isnan().to(largest) for values in reversed(list(self.taps(images)))))
         return (match + nan for match, nan in zip(first, reversed(last), strict=True))
 
-    def select(self, values: Tensor, images: Tensor, largest: Tensor) -> Tensor:
-        """From each window the value at the place where the image has its largest."""
-        winners = self.winners(images, largest)
-        return reduce(torch.add, (tapped * won for tapped, won in zip(self.taps(values), winners, strict=True)))
-
-    def select_transposed(self, selected: Tensor, images: Tensor, largest: Tensor) -> Tensor:
-        """Each window's number to the place where the image has its largest value, zeros elsewhere."""
-        if selected.stride() != largest.stride():
-            selected = torch.empty_like(largest).copy_(selected)
-        image = torch.zeros_like(images)
-        for place, won in zip(self.taps(image), self.winners(images, largest), strict=True):
-            place.addcmul_(selected, won) if self.overlap else torch.mul(selected, won, out=place)
-        return image
-
     def indices(self, images: Tensor, largest: Tensor) -> Tensor:
         """Where in the image without padding the largest values are: row · W + column."""
-        pixels = torch.arange(self.size[0] * self.size[1], dtype=torch.float64, device=images.device)
-        return self.select(F.pad(pixels.view(self.size), self.edges), images, largest).long()
+        numbers = torch.arange(self.size[0] * self.size[1], dtype=torch.float64, device=images.device).view(self.size)
+        places = zip(self.taps(F.pad(numbers, self.edges)), self.winners(images, largest), strict=True)
+        return reduce(torch.add, (number * won for number, won in places)).long()
 
 
 def _first_of(matches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -186,25 +155,27 @@ def _windows_over(
         width -= (width - 1) * steps[1] >= size[1] + before[1]
     bottom = max(0, (height - 1) * steps[0] + covered[0] - before[0] - size[0])
     right = max(0, (width - 1) * steps[1] + covered[1] - before[1] - size[1])
-    overlap = covered[0] > steps[0] or covered[1] > steps[1]
-    return Windows(size, kernel, steps, spacing, (height, width), overlap, (before[1], right, before[0], bottom))
+    return Windows(size, kernel, steps, spacing, (height, width), (before[1], right, before[0], bottom))
 
 
-class _LinearMap(torch.autograd.Function):
-    """A linear function and its transpose: the derivative of each is the other."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, function: Callable[..., Tensor], transpose: Callable[..., Tensor]) -> Tensor:
-        ctx.maps = (transpose, function)
-        return function(values)
+class _Sum(torch.autograd.Function):
+    """The sum of each window's values."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _LinearMap.apply(gradient, *ctx.maps), None, None
+    def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
+        ctx.windows, ctx.layout = windows, (images.shape, images.stride())
+        return windows.reduced(images, torch.add)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        image = gradient.new_empty_strided(*ctx.layout).zero_()
+        for place in ctx.windows.taps(image):
+            place += gradient
+        return image, None
 
 
 class _Maximum(torch.autograd.Function):
-    """The largest value of each window. Where it lies is found in the backward, and is then a linear function."""
+    """The largest value of each window. Where it lies is found in the backward."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
@@ -214,8 +185,9 @@ class _Maximum(torch.autograd.Function):
         return largest
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         images, largest = (saved.detach() for saved in ctx.saved_tensors)
-        places = {"images": images, "largest": largest}
-        transposed, select = partial(ctx.windows.select_transposed, **places), partial(ctx.windows.select, **places)
-        return _LinearMap.apply(gradient, transposed, select), None
+        image = torch.zeros_like(images)
+        for place, won in zip(ctx.windows.taps(image), ctx.windows.winners(images, largest), strict=True):
+            place += gradient * won
+        return image, None

@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, positions, tap, transposed_size, window_count
+from lenet.layers.geometry import Pair, positions, tap, window_count
 
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -26,17 +26,6 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
         for i, j in positions(kernel_size)
     )
     return _batch_first(reduce(torch.add, terms))
-
-
-def conv_transpose2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
-    """The reverse: through each slice of (C, O, k_h, k_w) the whole of (N, C, H, W) adds to the shifted output."""
-    size, kernel_size = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
-    images = _channels_first(input).contiguous()
-    output = input.new_zeros(weight.shape[1], *transposed_size(input, weight, stride, dilation), input.shape[0])
-    for i, j in positions(kernel_size):
-        shifted = _shifted(output, (i * dilation[0], j * dilation[1]), size, stride)
-        shifted += torch.tensordot(weight[:, :, i, j].T, images, dims=1)
-    return _batch_first(output)
 
 
 def _shifted(images: Tensor, offset: Pair, count: Pair, stride: Pair) -> Tensor:

@@ -112,8 +112,8 @@ def run(
     table of the network's stages is left out. For `lock_timeout` seconds, another process at work there is waited for.
 
     Returns what metrics.json holds. Raises a UserError if training diverged, or the run's files cannot be read or
-    written; Interrupted, which says how to resume, if a signal asked the run to end. (`check` has made all parts before,
-    to refuse what is wrong before there was a folder.)
+    written; Interrupted, which says how to resume, if a signal asked the run to end. (`check` has made all parts
+    before, to refuse what is wrong before there was a folder.)
     """
     parts.quiet_libraries()
     keep_freed_memory()
