@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lenet.benchmarks import layers, train
-from lenet.cli import at_least_one, compose_settings, one_line_errors
-from lenet.config import PROJECT
+from lenet.cli import one_line_errors
+from lenet.config import PROJECT, compose_settings
 from lenet.training.run import check
 
 TRAIN = """How fast is training, compared with other ways to train the same network?
@@ -36,7 +36,6 @@ plain            the fastest loop of plain PyTorch layers we could write: images
 plain, NHWC      the same in channels-last memory format
 template         Lightning as in most projects: DataLoader(num_workers=2), torchvision's ToTensor, self.log at each step
 tutorial         the loop that d2l.ai teaches: DataLoader(num_workers=4), ToTensor, loss and accuracy read at each step
-matrix product   an upper limit: the images per second at the speed of a 2048×2048 float32 matrix product
 
 The report gives the median over the rounds, and the median of the ratios of each round.
 """
@@ -48,9 +47,6 @@ LAYERS = """How fast are our layers, compared with PyTorch's?
 Measured are LeNet's convolutions and pooling layers, forward and backward, and a whole training step, with batches of
 256 images in channels-last memory format. `builtin` uses PyTorch's layers. The other contenders use ours, with one
 algorithm each. The contenders run in turn. Each call is made twice, and the second one is timed.
-
-Peak extra memory is the most that PyTorch's allocator holds during the call, minus what it held before. Buffers that
-oneDNN or MKL allocate themselves are not included.
 """
 
 
@@ -81,6 +77,13 @@ def add_command(commands: Any, name: str, text: str, rounds: int, run: Callable[
     return parser
 
 
+def at_least_one(text: str) -> int:
+    """An argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number of at least 1")
+    return int(text)
+
+
 def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     overrides = (f"trainer.max_epochs={arguments.epochs}", f"device={arguments.device}")
     sizes = sorted(set(arguments.batch_size))
@@ -92,8 +95,8 @@ def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, An
 
 
 def benchmark_layers(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    times, memory = layers.compare(arguments.rounds)
-    return layers.report(times, memory), {"seconds": times, "peak_extra_bytes": memory}
+    times = layers.compare(arguments.rounds)
+    return layers.report(times), {"seconds": times}
 
 
 def save(folder: Path, benchmark: str, report: str, measurements: dict[str, Any]) -> Path:

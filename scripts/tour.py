@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lenet.cli import compose_settings, one_line_errors
-from lenet.config import PROJECT, Settings
+from lenet.cli import one_line_errors
+from lenet.config import PROJECT, Settings, compose_settings
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.reports.page import Page

@@ -22,7 +22,7 @@ import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lenet.cli import compose_settings
+from lenet.config import compose_settings
 from lenet.data import FashionMNIST
 from lenet.errors import UserError
 from lenet.fast.kernels.compiler import UnavailableError, load

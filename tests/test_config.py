@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lenet.cli import compose_settings as settings
 from lenet.config import closest_key
+from lenet.config import compose_settings as settings
 from lenet.errors import UserError
 from lenet.training.run import check
 from tests.commands import PROJECT

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lenet.cli import compose_settings
-from lenet.config import compose_config
+from lenet.config import compose_config, compose_settings
 from tests.commands import PROJECT, Commands
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]

@@ -1,7 +1,6 @@
 """Between the command line and a run: errors in one line, checks before a run has a folder, a folder of its own."""
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -11,7 +10,6 @@ import tempfile
 import threading
 import time
 import traceback
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,63 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
-from lenet.config import PROJECT, Settings, closest_key, compose_config, no_such_key, read_settings
-from lenet.errors import UserError, did_you_mean, printable
+from lenet.config import Settings, closest_key, no_such_key, read_settings
+from lenet.errors import DISK_ERRORS, UserError, did_you_mean, printable
 from lenet.signals import Interrupted, raising
 
 log = logging.getLogger(__name__)
 
 # Hydra then raises its errors instead of printing them in several lines; start() prints them in one.
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
-_user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1"
 
-SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
-"""Not this program's defects, but where it runs."""
+
+# Processes that train together: torchrun or SLURM starts all of them, Lightning starts all but the first
+
+
+def _launched_processes() -> int | None:
+    """How many processes torchrun or SLURM has started for this run; None if neither has."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    # As Lightning, which takes a shell of SLURM's for no job.
+    in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return tasks if tasks > 1 and "SLURM_PROCID" in os.environ and not in_shell else None
+
+
+def _is_first() -> bool:
+    """Whether this is the only process of a run, or the first of several that train together."""
+    launched = "RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"
+    return os.environ.get(launched if _launched_processes() is not None else "LOCAL_RANK", "0") == "0"
+
+
+def _is_started_by_lightning() -> bool:
+    return _launched_processes() is None and not _is_first()
+
+
+def _check_processes(settings: Settings) -> None:
+    """Refuse to be several processes that do not train together."""
+    count, device = _launched_processes(), settings.device
+    if count is not None and count != device.total:
+        raise UserError(
+            f"device.devices={device.devices}, device.num_nodes={device.num_nodes}: {device.total} in all, and {count}"
+            " processes were started; start as many, with device=ddp, or one alone"
+        )
+
+
+def _end_with_parent() -> None:
+    """From now on, let this process end when the one that started it is gone: it would wait for that for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# What a process that Lightning started has in its environment is this program's own wish.
+_user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1" and not _is_started_by_lightning()
 
 
 def start(main: Callable[[], Any]) -> None:
@@ -52,7 +95,9 @@ def start(main: Callable[[], Any]) -> None:
             _check_words(sys.argv[1:])
             # Hydra takes settings on one side of an option alone; a user may write one anywhere.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not re.match("-m$|--multirun$|--.+=", word))
-            with _scratch_folder_if_not_first():
+            with tempfile.TemporaryDirectory() as scratch:
+                if not (_is_first() or _is_started_by_lightning()):  # it would write into the first one's folder
+                    sys.argv += [f'hydra.run.dir="{scratch}"', "hydra.output_subdir=null"]
                 main()
     finally:
         logging.raiseExceptions = True
@@ -60,22 +105,6 @@ def start(main: Callable[[], Any]) -> None:
         root.setLevel(level)
         if environment is None:
             os.environ.pop(_HYDRA_RAISES, None)
-
-
-def compose_settings(*overrides: str) -> Settings:
-    """The settings that `train.py` would run with these overrides; for scripts and tests.
-
-    Raises:
-        UserError, HydraException: as the command line would refuse them.
-    """
-    return read_settings(compose_config("train", overrides))
-
-
-def at_least_one(text: str) -> int:
-    """A script's argument that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text}: should be a whole number of at least 1")
-    return int(text)
 
 
 @contextlib.contextmanager
@@ -96,7 +125,7 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in SURROUNDINGS or _in_sweep() or _user_wants_traceback:
+        if error.errno not in DISK_ERRORS or _in_sweep() or _user_wants_traceback:
             raise
         where = error.filename or "a file"  # a full disk has no name
         _exit(f"error: {where}: cannot be used ({error.strerror}); make room, or let it be read and written", 1)
@@ -150,78 +179,16 @@ class Preflight(Callback):
             folders.claim(config, "hydra.run.dir")
 
 
-# Processes that train together
-
-
-def _launched_processes() -> int | None:
-    """How many processes torchrun or SLURM has started for this run; None if neither has."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    # As Lightning, which takes a shell of SLURM's for no job.
-    in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return tasks if tasks > 1 and "SLURM_PROCID" in os.environ and not in_shell else None
-
-
-def _is_first() -> bool:
-    """Whether this is the only process of a run, or the first of several that train together."""
-    launched = "RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"
-    return os.environ.get(launched if _launched_processes() is not None else "LOCAL_RANK", "0") == "0"
-
-
-def _is_started_by_lightning() -> bool:
-    return _launched_processes() is None and not _is_first()
-
-
-def _check_processes(settings: Settings) -> None:
-    """Refuse to be several processes that do not train together."""
-    count, device = _launched_processes(), settings.device
-    if count is not None and count != device.total:
-        raise UserError(
-            f"device.devices={device.devices}, device.num_nodes={device.num_nodes}: {device.total} in all, and {count}"
-            " processes were started; start as many, with device=ddp, or one alone"
-        )
-
-
-def _end_with_parent() -> None:
-    """From now on, let this process end when the one that started it is gone: it would wait for that for ever."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _scratch_folder_if_not_first() -> Iterator[None]:
-    """For a process that torchrun or SLURM has started beside the first: Hydra would write into the first one's folder.
-
-    (Processes that Lightning starts are told by it.)
-    """
-    if _is_first() or _is_started_by_lightning():
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        sys.argv += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
-        yield
-
-
 # Mistakes
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse settings that are written as options, and what is no choice of a group; Hydra says what else is wrong."""
+    """Refuse settings that are written as options; Hydra says what else is wrong."""
     for word in words:
         key, _, value = word.lstrip("-").partition("=")
         meant = closest_key(key) if word.startswith("--") else None
         if meant is not None:
             raise UserError(f"{word}: settings are written without dashes: {meant}={value or 'VALUE'}")
-        if re.fullmatch(r"null|true|false|[\d.]+", value) and (PROJECT / "conf" / key).is_dir():
-            choices = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
-            raise UserError(f"{word}: no such choice (choose from {', '.join(choices)})")
 
 
 def _one_line(error: Exception) -> str:

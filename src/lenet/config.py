@@ -229,6 +229,11 @@ def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
         return compose(head, overrides=list(overrides), return_hydra_config=True)
 
 
+def compose_settings(*overrides: str) -> Settings:
+    """The settings that `train.py` would run with these overrides; refused as the command line would."""
+    return read_settings(compose_config("train", overrides))
+
+
 # Mistakes
 
 

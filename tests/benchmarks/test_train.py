@@ -7,7 +7,7 @@ import pytest
 from lenet.benchmarks import contenders
 from lenet.benchmarks.contenders import CONTENDERS, OURS
 from lenet.benchmarks.train import order_of_round, report
-from lenet.cli import compose_settings
+from lenet.config import compose_settings
 
 
 def test_the_report_has_medians_and_the_ratios_of_each_round() -> None:

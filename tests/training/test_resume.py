@@ -14,8 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from lenet.cli import compose_settings
-from lenet.config import Settings
+from lenet.config import Settings, compose_settings
 from lenet.errors import UserError
 from lenet.signals import Interrupted
 from lenet.training.checkpoint import read

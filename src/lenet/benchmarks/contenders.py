@@ -1,7 +1,6 @@
 """The contenders of the training benchmark; scripts/benchmark.py describes them."""
 
 import time
-import timeit
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from torchvision.transforms import ToTensor
 from lenet.config import Settings
 from lenet.data import ImageDataModule
 from lenet.fast.memory import garbage_collector_frozen, keep_freed_memory
-from lenet.models import LeNet, multiply_adds, stages, xavier_uniform_
+from lenet.models import LeNet, xavier_uniform_
 from lenet.training.parts import data_of
 from lenet.training.run import run
 
@@ -98,13 +97,6 @@ def tutorial(settings: Settings, folder: Path) -> float:
     return speed_of(settings, epoch)
 
 
-def matrix_product(settings: Settings, folder: Path) -> float:
-    """What the best of 22 products of 2048×2048 float32 matrices would allow."""
-    left, right = torch.rand(2, 2048, 2048, device=device_of(settings)).unbind()
-    seconds = min(timeit.repeat(lambda: (left @ right)[0, 0].item(), number=1, repeat=22))  # item waits for the device
-    return 2048**3 / seconds / multiply_adds(stages(LeNet()))[1]  # forward and backward
-
-
 def train_plainly(
     net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -163,5 +155,4 @@ CONTENDERS: dict[str, Contender] = {
     "plain, NHWC": partial(plain, memory_format=torch.channels_last),
     "template": template,
     "tutorial": tutorial,
-    "matrix product": matrix_product,
 }

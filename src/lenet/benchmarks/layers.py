@@ -1,6 +1,5 @@
 """The layers benchmark: our layers with each algorithm, and PyTorch's (`builtin`), in turn."""
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -8,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from lenet import layers
 from lenet.benchmarks.contenders import train_plainly
@@ -25,18 +23,14 @@ Call = Callable[[], object]
 Times = dict[str, dict[str, list[float]]]
 """Seconds, by operation, contender and round."""
 
-Memory = dict[str, dict[str, int]]
-"""Peak extra memory in bytes, by operation and contender."""
 
-
-def compare(rounds: int, batch_size: int = BATCH_SIZE) -> tuple[Times, Memory]:
+def compare(rounds: int, batch_size: int = BATCH_SIZE) -> Times:
     """Measure all operations of all contenders in `rounds` rounds."""
     keep_freed_memory()
     torch.manual_seed(0)
     images, labels = torch.rand(batch_size, 1, 28, 28), torch.randint(10, (batch_size,))
     contenders = {name: operations(name, images, labels) for name in CONTENDERS}
     times: Times = {operation: {name: [] for name in CONTENDERS} for operation in contenders[BUILTIN]}
-    memory = {each: {name: peak_extra_memory(contenders[name][each]) for name in CONTENDERS} for each in times}
     for number in range(rounds):
         for operation, seconds in times.items():
             for name in order_of_round(CONTENDERS, number):
@@ -46,7 +40,7 @@ def compare(rounds: int, batch_size: int = BATCH_SIZE) -> tuple[Times, Memory]:
                 call()
                 seconds[name].append(time.perf_counter() - started)
         print(f"round {number + 1} of {rounds}", flush=True)
-    return times, memory
+    return times
 
 
 def operations(name: str, images: Tensor, labels: Tensor) -> dict[str, Call]:
@@ -78,24 +72,13 @@ def forward_and_backward(layer: nn.Module, values: Tensor) -> Call:
     return lambda: torch.autograd.grad(layer(values), needed, gradient)
 
 
-def peak_extra_memory(call: Call) -> int:
-    """The most bytes that PyTorch's CPU allocator holds during the call, minus those it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    assert recorded.profiler is not None
-    assert recorded.profiler.kineto_results is not None
-    events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"), default=0)
-
-
-def report(times: Times, memory: Memory) -> str:
+def report(times: Times) -> str:
     """A table: the time of each operation and contender, as a multiple of `builtin` in the same round."""
     rounds = len(next(iter(times.values()))[BUILTIN])
     lines = [f"Median (lowest–highest) of {rounds} rounds on {machine()}; batches of {BATCH_SIZE} images"]
-    lines.append(f"{'operation':<15}{'layers':<15}{'× builtin':<22}{'median ms':>10}{'peak extra MiB':>17}")
+    lines.append(f"{'operation':<15}{'layers':<15}{'× builtin':<22}{'median ms':>10}")
     for operation, contenders in times.items():
         for name, seconds in contenders.items():
             ratio = "" if name == BUILTIN else spread(ratios(seconds, contenders[BUILTIN]), ".2f")
-            milliseconds, mebibytes = 1000 * statistics.median(seconds), memory[operation][name] / 2**20
-            lines.append(f"{operation:<15}{name:<15}{ratio:<22}{milliseconds:>10.2f}{mebibytes:>17.1f}")
+            lines.append(f"{operation:<15}{name:<15}{ratio:<22}{1000 * statistics.median(seconds):>10.2f}")
     return "\n".join(lines)

@@ -153,15 +153,12 @@ def write_run(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `write_run` kept; a UserError if there is no run, or its file is damaged."""
+    """What `write_run` kept; a UserError if that is damaged."""
     path = folder / RUN_FILE
     try:
         content = dict(read_json(path))
         if content.pop("sha256") != _sha256_of_json(content):
             raise ValueError("its checksum is not that of its content")
-    except (FileNotFoundError, NotADirectoryError):
-        where = f"holds no {RUN_FILE}, so no run" if folder.is_dir() else "is no folder"
-        raise UserError(f"{folder}: {where}; name the folder of a run, such as outputs/DATE/TIME") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); put the file back as it was, or start a new run") from None
     return content

@@ -28,6 +28,8 @@ def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
     Raises a UserError if there is no such run, or the overrides say more than may change.
     """
     folder = Path(str(settings.resume)).expanduser().absolute()
+    if not (folder / checkpoint.RUN_FILE).exists():
+        raise UserError(f"resume={folder}: holds no run; name the folder of one, such as outputs/DATE/TIME")
     saved, device = checkpoint.read_run(folder)["settings"], settings.section("device")
     for word in map(str, overrides):
         key = word.lstrip("+~").partition("=")[0]
