@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lenet.classes import SEVERAL, SINGLE, accepted_arguments, check_named
+from lenet.classes import IN_CHECKPOINTS, arguments_of, check_named, located
 from lenet.errors import UserError, closest
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 AnySection = TypeVar("AnySection", bound="Section")
+
+ONE_CLASS = (*IN_CHECKPOINTS, "data")
+NAMED_CLASSES = ("callbacks", "logger")
+"""The sections that name a class; those that have a name for each of their classes."""
 
 
 class Section(BaseModel):
@@ -44,52 +48,34 @@ class Named(Section):
 
 
 class Ranged(Named):
-    """The same, with ranges for these arguments."""
+    """The same, with ranges for the arguments that have one meaning in every class; a class checks its others."""
 
-    # Optimizers
     lr: Positive = 1.0
     momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = []
-    eps: Positive = 1.0
-    # Schedules
     final_lr: NonNegative = 0.0
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    shape: Literal["cos", "linear"] = "cos"
-    # Losses
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    # Data
     batch_size: Count = 1
     val_size: Annotated[int, Field(ge=0)] = 0
-    root: Text = "data"
-    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None = None
-    train_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    test_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class Device(Section):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
     num_nodes: Count
-    strategy: Literal["auto", "ddp"]
 
     @property
     def total(self) -> int:
         """Devices on all machines."""
         return self.devices * self.num_nodes
 
-    @model_validator(mode="after")
-    def several_machines_need_ddp(self) -> Self:
-        if self.num_nodes > 1 and self.strategy != "ddp":
-            raise ValueError(f"num_nodes={self.num_nodes}: several machines need device=ddp")
-        return self
-
 
 SET_ELSEWHERE = {
     "accelerator": "device=cpu, device=gpu or device.accelerator",
     "devices": "device.devices",
     "num_nodes": "device.num_nodes",
-    "strategy": "device=ddp or device.strategy",
+    "strategy": "device.devices and device.num_nodes: several devices train with Lightning's strategy ddp",
     "logger": "logger=tensorboard, logger=csv and so on",
     "callbacks": "callbacks=early_stopping and so on",
     "precision": "precision=float32 or precision=bf16",
@@ -183,20 +169,20 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
     settings = validated(Settings, plain)
-    for name in SINGLE:
+    for name in ONE_CLASS:
         if (section := settings.section(name)) and f"{name}._target_" in words:
             # The section's other keys were written for the class that stood there before.
-            accepted = accepted_arguments(name, section["_target_"]) or ()
+            accepted = arguments_of(located(name, section["_target_"], name)) or ()
             plain[name] = {
                 key: value
                 for key, value in section.items()
                 if key.startswith("_") or key in accepted or f"{name}.{key}" in words
             }
     settings = validated(Settings, plain)
-    for name in SINGLE:
+    for name in ONE_CLASS:
         if section := settings.section(name):
             check_named(name, section, name)
-    for name in SEVERAL:
+    for name in NAMED_CLASSES:
         for key, section in settings.section(name).items():
             check_named(f"{name}.{key}", section, name)
     return settings

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from lenet.data.module import ImageDataModule, Images
+from lenet.errors import UserError
 
 y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
 radius = torch.hypot(x, y)
@@ -31,6 +32,9 @@ class Synthetic(ImageDataModule):
 
     def __init__(self, train_size: int = 21000, test_size: int = 1000, **batching: Any) -> None:
         super().__init__(**batching)
+        for name, size in (("train_size", train_size), ("test_size", test_size)):
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"data.{name}={size}: should be a whole number of at least 1")
         self.train_size, self.test_size = train_size, test_size
 
     def load(self) -> tuple[Images, Images]:
