@@ -74,6 +74,8 @@ class Dashboard(TimedCallback):
             return
         self._validated = True
         stages = getattr(getattr(trainer, "datamodule", None), "evaluation_stages", ("val",))
+        if not trainer.testing and dataloader_idx >= len(stages):  # another data module's further loaders
+            return
         stage = "test" if trainer.testing else stages[dataloader_idx]
         images, labels = batch
         hidden = self._hidden.flatten(1) if len(self._hidden) == len(images) else outputs

@@ -106,7 +106,7 @@ def check(settings: Settings) -> None:
         optimizer = classifier.optimizer_factory(classifier.parameters())
         if classifier.scheduler_factory is not None:
             classifier.make_schedule(optimizer, total_steps=10)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise UserError(f"optimizer, scheduler: {flat(error)}") from error
 
 
