@@ -26,7 +26,6 @@ from lenet.config import Count, Section, Settings, compose_config, read_settings
 from lenet.errors import UserError, flat
 from lenet.signals import Interrupted
 from lenet.sweeps.grid import refuse_unfit
-from lenet.training.module import Classifier
 from lenet.training.run import run
 
 log = logging.getLogger(__name__)
@@ -70,8 +69,7 @@ class EndHopeless(pl.Callback):
     def __init__(self, trial: Trial) -> None:
         self.trial, self.is_hopeless = trial, False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.trial.report(pl_module.metrics["val/acc"], trainer.current_epoch + 1)
         if self.trial.should_prune():
             self.is_hopeless = trainer.should_stop = True
