@@ -40,14 +40,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Named(Section):
+class ClassSection(Section):
     """A section that names a class; its other keys are the arguments."""
 
     model_config = ConfigDict(extra="allow")
     target: Text = Field(alias="_target_")
 
 
-class Ranged(Named):
+class RangedSection(ClassSection):
     """The same, with ranges for the arguments that have one meaning in every class; a class checks its others."""
 
     lr: Positive = 1.0
@@ -124,13 +124,13 @@ class Settings(Section):
     precision: Literal["float32", "bf16"]
     init: Literal["xavier_uniform", "none"]
     layers: dict[str, Any]
-    model: Named
-    loss: Ranged
-    optimizer: Ranged
-    scheduler: Ranged | None
-    data: Ranged
-    callbacks: dict[str, Named] | None = None
-    logger: dict[str, Named] | None = None
+    model: ClassSection
+    loss: RangedSection
+    optimizer: RangedSection
+    scheduler: RangedSection | None
+    data: RangedSection
+    callbacks: dict[str, ClassSection] | None = None
+    logger: dict[str, ClassSection] | None = None
     device: Device
     deterministic: bool
     trainer: Trainer

@@ -50,7 +50,7 @@ def refuse_taken(config: DictConfig, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
+def locked(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
     """No other process gets the folder of a run or a sweep meanwhile, however this one ends.
 
     Args:

@@ -77,7 +77,7 @@ class IdxDataModule(ImageDataModule):
                 failures.append(f"{url} ({error})")
         raise UserError(
             f"{self.folder / name}: is missing and could not be obtained from {', '.join(failures)}; connect to a"
-            f" network, or {self.hint}copy the four .gz files into {self.folder}, or go on without them: data=synthetic"
+            f" network, or {self.hint}copy the four .gz files into {self.folder}, or do without them: data=synthetic"
         )
 
 

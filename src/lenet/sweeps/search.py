@@ -140,7 +140,7 @@ class Study:
                 acc = float(run(settings, folder, callbacks=[watch])["best_val_acc"])
         except Interrupted as interrupt:
             retry(self.study, self.study.tell(trial, state=TrialState.FAIL))
-            raise Interrupted(interrupt.signum, "the same command goes on with the study") from None
+            raise Interrupted(interrupt.signum, "the same command resumes the study") from None
         except Exception as error:
             log.error("Trial %d failed: %s", trial.number, flat(error))
             raise

@@ -149,7 +149,7 @@ def run(
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a GPU would convolve with 10 of its 23 bits otherwise
     pl.seed_everything(settings.seed, verbose=False)
     first = getattr(rank_zero_only, "rank", 0) == 0
-    lock = folders.alone(folder, "resume", patience) if first else contextlib.nullcontext()
+    lock = folders.locked(folder, "resume", patience) if first else contextlib.nullcontext()
     with _ends_in_one_line(folder), lock:
         result = _run(settings, folder, callbacks, introduce)
     loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
