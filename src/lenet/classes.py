@@ -32,7 +32,7 @@ ROLES = {
 
 
 def build(role: str, section: Mapping[str, Any], **offered: Any) -> Any:
-    """Make the object that a section names, with the arguments of `completed`.
+    """Make the object that a section names, with its arguments and those of the offered ones that `completed` adds.
 
     Optimizers and schedules are made later: what is returned is a function. Raises a UserError if the section names no
     class of that role, an argument is wrong, or a package is missing.

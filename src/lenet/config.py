@@ -152,15 +152,10 @@ class Settings(Section):
 
 
 def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) -> Settings:
-    """Resolve a composed configuration and check it against the rules.
+    """The checked settings of a composed configuration; `overrides` are by default those in Hydra's section.
 
-    Args:
-        config: as composed.
-        overrides: what the command line says; by default what Hydra's own section has of it.
-
-    Raises:
-        UserError: names the first key that breaks a rule, its value, and the rule.
-        OmegaConfBaseException: an interpolation does not resolve.
+    Raises a UserError that names the first key that breaks a rule, its value, and the rule; or an
+    OmegaConfBaseException if an interpolation does not resolve.
     """
     given = OmegaConf.select(config, "hydra.overrides.task") if overrides is None else overrides
     words = {str(word).lstrip("+~").partition("=")[0] for word in given or ()}
@@ -189,15 +184,9 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
 
 
 def validated(rules: type[AnySection], values: object, key: str = "") -> AnySection:
-    """The values, checked.
+    """The values (plain dicts, lists and scalars) as a section; `key` is where they stand in the configuration.
 
-    Args:
-        rules: what they should be.
-        values: plain dicts, lists and scalars.
-        key: where they stand in the configuration.
-
-    Raises:
-        UserError: names the first key that breaks a rule, its value, and the rule.
+    Raises a UserError that names the first key that breaks a rule, its value, and the rule.
     """
     try:
         return rules.model_validate(values)
@@ -206,11 +195,7 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
 
 
 def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
-    """What the file conf/`head`.yaml and these overrides make, unchecked; with Hydra's own section.
-
-    Raises:
-        HydraException: as the command line would refuse them.
-    """
+    """What conf/`head`.yaml and these overrides make, unchecked, with Hydra's own section; raises a HydraException."""
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         return compose(head, overrides=list(overrides), return_hydra_config=True)
 

@@ -32,11 +32,8 @@ class LeNet(nn.Sequential):
         dropout: probability of dropping a value before the second and each later linear layer; 0 leaves the layer out.
         conv: makes a convolution from torch.nn.Conv2d's arguments.
 
-    Attributes:
-        description: the arguments as plain values, to make the same network again; None if one cannot be imported.
-
-    Raises:
-        UserError: the kernel leaves nothing of the image.
+    `description` has the arguments as plain values, to make the same network again; it is None if one cannot be
+    imported. Raises a UserError if the kernel leaves nothing of the image.
     """
 
     def __init__(

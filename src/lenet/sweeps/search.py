@@ -78,8 +78,7 @@ class EndHopeless(pl.Callback):
 class Study:
     """The trials of a search, from what conf/search.yaml makes and the overrides that all trials have in common.
 
-    Raises:
-        UserError: the search is wrong, or the storage cannot be used or holds a study of something else.
+    Raises a UserError if the search is wrong, or the storage cannot be used or holds a study of something else.
     """
 
     def __init__(self, config: DictConfig, overrides: Sequence[str]) -> None:
