@@ -79,11 +79,8 @@ SET_ELSEWHERE = {
     "logger": "logger=tensorboard, logger=csv and so on",
     "callbacks": "callbacks=early_stopping and so on",
     "precision": "precision=float32 or precision=bf16",
-    "plugins": "the program itself",
     "default_root_dir": "hydra.run.dir",
-    "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
     "deterministic": "deterministic",
-    "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 """Arguments of Lightning's Trainer that have another key here."""
 
