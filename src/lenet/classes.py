@@ -1,8 +1,7 @@
 """The classes that a configuration names: found, compared with their role and signature, and made.
 
 A section names a class as `_target_`; its other keys are the arguments. Anything importable of the section's role may
-be named, the user's own included. A checkpoint's sections go through the same check, so that a file from elsewhere can
-name networks and optimizers, but no other function.
+be named, the user's own included.
 """
 
 import functools
@@ -17,8 +16,8 @@ from hydra.utils import instantiate
 
 from lenet.errors import UserError, did_you_mean, flat
 
-SINGLE = ("model", "loss", "optimizer", "scheduler", "data")
-SEVERAL = ("callbacks", "logger")
+IN_CHECKPOINTS = ("model", "loss", "optimizer", "scheduler")
+"""The sections that a checkpoint has, too. All classes in them are checked: it may name a network, but no os.system."""
 
 ROLES = {
     "model": ("torch.nn.Module", "a network"),
@@ -29,26 +28,19 @@ ROLES = {
     "callbacks": ("lightning.pytorch.Callback", "a callback of Lightning's"),
     "logger": ("lightning.pytorch.loggers.Logger", "a logger of Lightning's"),
 }
-"""The base class of what a section may name, and how it is called."""
+"""The base class of what a section may name, and a noun for messages."""
 
 
-def build(role: str, section: Mapping[str, Any], **more: Any) -> Any:
-    """Make the object that a section names.
+def build(role: str, section: Mapping[str, Any], **offered: Any) -> Any:
+    """Make the object that a section names, with its arguments and those of the offered ones that `completed` adds.
 
-    Args:
-        role: one of ROLES. Optimizers and schedules are made later: what is returned is a function.
-        section: the class as `_target_`, and its arguments.
-        more: arguments that are passed if the class takes them and the section does not have them.
-
-    Raises:
-        UserError: the section names no such class, an argument is wrong, or a package is missing.
+    Optimizers and schedules are made later: what is returned is a function. Raises a UserError if the section names no
+    class of that role, an argument is wrong, or a package is missing.
     """
-    check_named(role, section, role)
-    accepted = arguments_of(resolve_name(section["_target_"]))
-    added = {key: value for key, value in more.items() if key not in section and key in (accepted or ())}
+    arguments = completed(role, section, **offered)
     later = {"_partial_": True} if role in ("optimizer", "scheduler") else {}
     try:
-        return instantiate({**section, **later}, _convert_="all", **added)
+        return instantiate({**arguments, **later}, _convert_="all")
     except InstantiationException as error:
         reason = error.__cause__ or error
         if isinstance(reason, UserError):
@@ -56,36 +48,37 @@ def build(role: str, section: Mapping[str, Any], **more: Any) -> Any:
         raise UserError(f"{role}: {section['_target_']}: {flat(reason)}") from error
 
 
-def check_named(key: str, section: Mapping[str, Any], role: str) -> None:
-    """Check that a section names something of its role, and that each argument is one of its signature.
+def completed(role: str, section: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
+    """The section, checked, with those of the offered arguments that its class takes and the section does not have."""
+    check_named(role, section, role)
+    accepted = arguments_of(resolve_name(section["_target_"])) or ()
+    return {**{name: value for name, value in offered.items() if name in accepted}, **section}
 
-    Raises:
-        UserError: names the key, its value and what would be right.
-    """
+
+def check_named(key: str, section: Mapping[str, Any], role: str) -> None:
+    """Raise a UserError unless the section names something of its role, and each argument is one of its signature."""
     target = section["_target_"]
-    named = _located(key, target, ROLES[role])
-    accepted = arguments_of(named)
+    accepted = arguments_of(located(key, target, role))
     for name, value in section.items():
         if not name.startswith("_") and accepted is not None and name not in accepted:
             raise UserError(f"{key}.{name}={value}: {target} has no such argument{did_you_mean(name, accepted)}")
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        for part in (value, *inner):
-            if isinstance(part, dict) and "_target_" in part:  # an activation, a layer: what networks are made of
-                check_named(f"{key}.{name}", part, role)
+        if role in IN_CHECKPOINTS:
+            _check_inside(f"{key}.{name}", value, role)
 
 
-def accepted_arguments(role: str, target: str) -> frozenset[str] | None:
-    """The arguments of the class that a section names; None if it takes any.
+def _check_inside(key: str, value: Any, role: str) -> None:
+    """Check what a value names, however deep inside: an activation, a layer, what networks are made of."""
+    if isinstance(value, dict) and "_target_" in value:
+        check_named(key, value, role)
+        return
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_inside(key, part, role)
 
-    Raises:
-        UserError: it cannot be imported, or is of another role.
-    """
-    return arguments_of(_located(role, target, ROLES[role]))
 
-
-def _located(key: str, target: str, role: tuple[str, str]) -> Any:
-    """The class, or the function that returns an object of it."""
-    base = resolve_name(role[0])
+def located(key: str, target: str, role: str) -> Any:
+    """The class that a key names, or function that returns an object of it; a UserError if it has another role."""
+    base_name, noun = ROLES[role]
+    base = resolve_name(base_name)
     try:
         named = resolve_name(target)
     except Exception as error:  # importing a module of the user's may raise anything
@@ -94,7 +87,7 @@ def _located(key: str, target: str, role: tuple[str, str]) -> Any:
     if inspect.isfunction(named):
         made = typing.get_type_hints(named).get("return")
     if not (inspect.isclass(made) and issubclass(made, base)):
-        raise UserError(f"{key}._target_={target}: is not {role[1]}; name a class that derives from {role[0]}")
+        raise UserError(f"{key}._target_={target}: is not {noun}; name a class that derives from {base_name}")
     return named
 
 

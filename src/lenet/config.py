@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lenet.classes import SEVERAL, SINGLE, accepted_arguments, check_named
+from lenet.classes import IN_CHECKPOINTS, arguments_of, check_named, located
 from lenet.errors import UserError, closest
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,10 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 AnySection = TypeVar("AnySection", bound="Section")
 
+ONE_CLASS = (*IN_CHECKPOINTS, "data")
+NAMED_CLASSES = ("callbacks", "logger")
+"""The sections that name a class; those that have a name for each of their classes."""
+
 
 class Section(BaseModel):
     """A mapping in the configuration: no key beyond those declared, no conversion between types."""
@@ -36,68 +40,47 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Named(Section):
+class ClassSection(Section):
     """A section that names a class; its other keys are the arguments."""
 
     model_config = ConfigDict(extra="allow")
     target: Text = Field(alias="_target_")
 
 
-class Ranged(Named):
-    """The same, with ranges for these arguments."""
+class RangedSection(ClassSection):
+    """The same, with ranges for the arguments that have one meaning in every class; a class checks its others."""
 
-    # Optimizers
     lr: Positive = 1.0
     momentum: Fraction = 0.0
     weight_decay: NonNegative = 0.0
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = []
-    eps: Positive = 1.0
-    # Schedules
     final_lr: NonNegative = 0.0
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    shape: Literal["cos", "linear"] = "cos"
-    # Losses
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    # Data
     batch_size: Count = 1
     val_size: Annotated[int, Field(ge=0)] = 0
-    root: Text = "data"
-    mirrors: list[Annotated[str, Field(pattern=r"^https?://")]] | None = None
-    train_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    test_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
 
 
 class Device(Section):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
     num_nodes: Count
-    strategy: Literal["auto", "ddp"]
 
     @property
     def total(self) -> int:
         """Devices on all machines."""
         return self.devices * self.num_nodes
 
-    @model_validator(mode="after")
-    def several_machines_need_ddp(self) -> Self:
-        if self.num_nodes > 1 and self.strategy != "ddp":
-            raise ValueError(f"num_nodes={self.num_nodes}: several machines need device=ddp")
-        return self
-
 
 SET_ELSEWHERE = {
     "accelerator": "device=cpu, device=gpu or device.accelerator",
     "devices": "device.devices",
     "num_nodes": "device.num_nodes",
-    "strategy": "device=ddp or device.strategy",
+    "strategy": "device.devices and device.num_nodes: several devices train with Lightning's strategy ddp",
     "logger": "logger=tensorboard, logger=csv and so on",
     "callbacks": "callbacks=early_stopping and so on",
     "precision": "precision=float32 or precision=bf16",
-    "plugins": "the program itself",
     "default_root_dir": "hydra.run.dir",
-    "enable_checkpointing": "the program itself: every run keeps its last and its best weights",
     "deterministic": "deterministic",
-    "use_distributed_sampler": "the data module: each example goes to exactly one device",
 }
 """Arguments of Lightning's Trainer that have another key here."""
 
@@ -138,13 +121,13 @@ class Settings(Section):
     precision: Literal["float32", "bf16"]
     init: Literal["xavier_uniform", "none"]
     layers: dict[str, Any]
-    model: Named
-    loss: Ranged
-    optimizer: Ranged
-    scheduler: Ranged | None
-    data: Ranged
-    callbacks: dict[str, Named] | None = None
-    logger: dict[str, Named] | None = None
+    model: ClassSection
+    loss: RangedSection
+    optimizer: RangedSection
+    scheduler: RangedSection | None
+    data: RangedSection
+    callbacks: dict[str, ClassSection] | None = None
+    logger: dict[str, ClassSection] | None = None
     device: Device
     deterministic: bool
     trainer: Trainer
@@ -166,15 +149,10 @@ class Settings(Section):
 
 
 def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) -> Settings:
-    """Resolve a composed configuration and check it against the rules.
+    """The checked settings of a composed configuration; `overrides` are by default those in Hydra's section.
 
-    Args:
-        config: as composed.
-        overrides: what the command line says; by default what Hydra's own section has of it.
-
-    Raises:
-        UserError: names the first key that breaks a rule, its value, and the rule.
-        OmegaConfBaseException: an interpolation does not resolve.
+    Raises a UserError that names the first key that breaks a rule, its value, and the rule; or an
+    OmegaConfBaseException if an interpolation does not resolve.
     """
     given = OmegaConf.select(config, "hydra.overrides.task") if overrides is None else overrides
     words = {str(word).lstrip("+~").partition("=")[0] for word in given or ()}
@@ -183,35 +161,29 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
     settings = validated(Settings, plain)
-    for name in SINGLE:
+    for name in ONE_CLASS:
         if (section := settings.section(name)) and f"{name}._target_" in words:
             # The section's other keys were written for the class that stood there before.
-            accepted = accepted_arguments(name, section["_target_"]) or ()
+            accepted = arguments_of(located(name, section["_target_"], name)) or ()
             plain[name] = {
                 key: value
                 for key, value in section.items()
                 if key.startswith("_") or key in accepted or f"{name}.{key}" in words
             }
     settings = validated(Settings, plain)
-    for name in SINGLE:
+    for name in ONE_CLASS:
         if section := settings.section(name):
             check_named(name, section, name)
-    for name in SEVERAL:
+    for name in NAMED_CLASSES:
         for key, section in settings.section(name).items():
             check_named(f"{name}.{key}", section, name)
     return settings
 
 
 def validated(rules: type[AnySection], values: object, key: str = "") -> AnySection:
-    """The values, checked.
+    """The values (plain dicts, lists and scalars) as a section; `key` is where they stand in the configuration.
 
-    Args:
-        rules: what they should be.
-        values: plain dicts, lists and scalars.
-        key: where they stand in the configuration.
-
-    Raises:
-        UserError: names the first key that breaks a rule, its value, and the rule.
+    Raises a UserError that names the first key that breaks a rule, its value, and the rule.
     """
     try:
         return rules.model_validate(values)
@@ -220,11 +192,7 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
 
 
 def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
-    """What the file conf/`head`.yaml and these overrides make, unchecked; with Hydra's own section.
-
-    Raises:
-        HydraException: as the command line would refuse them.
-    """
+    """What conf/`head`.yaml and these overrides make, unchecked, with Hydra's own section; raises a HydraException."""
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         return compose(head, overrides=list(overrides), return_hydra_config=True)
 

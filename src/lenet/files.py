@@ -10,13 +10,8 @@ from typing import Any
 def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
     """Write a file under another name, bring it to the disk, then rename it.
 
-    Args:
-        path: of the file.
-        content: of the file.
-        previous: the name under which the file's content before is kept.
-
-    Raises:
-        OSError: it cannot be written; what was there before still is.
+    The file that was there before is renamed to `previous`. Raises an OSError if the new one cannot be written; the
+    old one is then still there.
     """
     part = path.with_name(f".{path.name}.part")
     try:

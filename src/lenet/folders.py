@@ -17,8 +17,7 @@ RESULT = "metrics.json"
 def claim(config: DictConfig, key: str) -> Path:
     """Create the folder that a key names, with a number added if another run has it; the key then names it.
 
-    Raises:
-        UserError: the user chose a folder that is not empty, or it cannot be created.
+    Raises a UserError if the user chose a folder that is not empty, or it cannot be created.
     """
     wanted = refuse_taken(config, key)
     try:
@@ -37,11 +36,7 @@ def claim(config: DictConfig, key: str) -> Path:
 
 
 def refuse_taken(config: DictConfig, key: str) -> Path:
-    """The folder that a key names.
-
-    Raises:
-        UserError: the user chose it, and it is not empty.
-    """
+    """The folder that a key names; raises a UserError if the user chose it and it is not empty."""
     wanted = Path(str(OmegaConf.select(config, key))).expanduser().absolute()
     with contextlib.suppress(OSError):  # what cannot be looked at cannot be created either, which says more
         if _is_chosen(config, key) and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
@@ -50,17 +45,11 @@ def refuse_taken(config: DictConfig, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
-    """No other process gets the folder of a run or a sweep meanwhile, however this one ends.
+def locked(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
+    """Keep other processes out of the folder of a run or a sweep, which `key` resumes, however this one ends.
 
-    Args:
-        folder: of the run or sweep.
-        key: with which it can be resumed.
-        seconds: for so long, another one that has it is waited for.
-
-    Raises:
-        UserError: another one has it.
-        OSError: the folder cannot be written.
+    If another process has it, waits for so many seconds, and then raises a UserError. Raises an OSError if the folder
+    cannot be written.
     """
     try:
         with FileLock(folder / ".lock").acquire(timeout=seconds):

@@ -1,6 +1,9 @@
+import pytest
 import torch
 
+from lenet.data import Synthetic
 from lenet.data.synthetic import draw
+from lenet.errors import UserError
 
 
 def test_the_same_seed_draws_the_same_images_and_another_does_not() -> None:
@@ -21,3 +24,9 @@ def test_the_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
     draw(10, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [0, 0.8])
+def test_a_size_that_is_no_count_is_named(size: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.train_size={size}: .*at least 1"):
+        Synthetic(train_size=size)

@@ -51,6 +51,26 @@ class Residual(nn.Module):
         return logits
 
 
+class Recurrent(nn.Module):
+    """A layer that returns a tuple, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.mix = nn.LSTM(28, 10, batch_first=True), nn.Linear(10, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.mix(self.mix(self.rows(images[:, 0])[0][:, -1]))
+        return logits
+
+
+def test_layers_that_return_tuples_or_are_used_twice_are_counted_once() -> None:
+    net = Recurrent()
+    rows = stages(net)
+    assert [(row.name, row.output_shape) for row in rows] == [("rows", ()), ("mix", (10,)), ("mix", (10,))]
+    assert sum(row.parameters for row in rows) == sum(parameter.numel() for parameter in net.parameters())
+    assert multiply_adds(rows)[0] == 2 * 100
+
+
 def test_a_network_that_is_no_sequence_has_a_table_without_receptive_fields() -> None:
     rows = stages(Residual(), (3, 8, 8))
     assert [(row.name, row.output_shape, row.receptive_field) for row in rows] == [

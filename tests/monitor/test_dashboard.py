@@ -131,6 +131,13 @@ def test_the_figure_has_no_point_where_nothing_was_validated(tmp_path: Path) -> 
     assert [point.step for point in read_events(tmp_path).Scalars("figure/held_out_acc")] == [2]
 
 
+def test_validation_loaders_that_were_not_announced_are_not_drawn(tmp_path: Path) -> None:
+    data = Noise()
+    data.val_dataloader = lambda: [data.loader(24), data.loader(48)]  # type: ignore[method-assign]
+    fit([Dashboard()], RunLogger(tmp_path), data=data)
+    assert [image.step for image in read_events(tmp_path).Images("val/confusion")] == [4, 8]
+
+
 def test_without_tensorboard_nothing_is_drawn() -> None:
     dashboard = Dashboard()
     fit([dashboard], logger=False, test=True)

@@ -119,7 +119,7 @@ def test_an_interrupted_trial_is_enqueued_again(commands: Commands, tmp_path: Pa
     wait_for(tmp_path / "trials" / "0" / "checkpoints", process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "interrupted; the same command goes on with the study\n")
+    assert (process.returncode, errors) == (130, "interrupted; the same command resumes the study\n")
     failed, again = optuna.load_study(study_name="lr_batch", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert (failed.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
     assert failed.params == again.params

@@ -99,7 +99,7 @@ def test_a_failed_job_side_by_side_is_named_and_run_again(sweep: TrainCommand) -
 
     other = sweep("optimizer.lr=0.1,0.2", f"sweep.resume={run.folder}")
     assert other.status == 1
-    assert "its job 0 was begun with optimizer.lr=3e+38, and this command has 0.1" in other.stderr
+    assert "its job 0 was started with optimizer.lr=3e+38, and this command has 0.1" in other.stderr
 
 
 @pytest.mark.long

@@ -37,6 +37,8 @@ class IdxDataModule(ImageDataModule):
 
     def __init__(self, root: str | Path = "data", mirrors: Sequence[str] | None = None, **batching: Any) -> None:
         super().__init__(**batching)
+        if isinstance(mirrors, str):
+            raise UserError(f"data.mirrors={mirrors}: should be a list of addresses, such as [http://ADDRESS/FOLDER]")
         self.root = Path(root).expanduser().absolute()
         self.folder = self.root / self.folder_name / "raw"
         self.mirrors = self.mirrors if mirrors is None else mirrors
@@ -75,7 +77,7 @@ class IdxDataModule(ImageDataModule):
                 failures.append(f"{url} ({error})")
         raise UserError(
             f"{self.folder / name}: is missing and could not be obtained from {', '.join(failures)}; connect to a"
-            f" network, or {self.hint}copy the four .gz files into {self.folder}, or go on without them: data=synthetic"
+            f" network, or {self.hint}copy the four .gz files into {self.folder}, or do without them: data=synthetic"
         )
 
 

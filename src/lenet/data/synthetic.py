@@ -3,25 +3,32 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lenet.data.module import ImageDataModule, Images
+from lenet.errors import UserError
 
-y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
-radius = torch.hypot(x, y)
-inside = (x.abs() < 10) & (y.abs() < 10)  # leaves room around a shape, for the shift
 
-SHAPES = {  # each (28, 28), true on the shape
-    "disc": radius < 9,
-    "ring": (radius > 6) & (radius < 10),
-    "square": inside,
-    "frame": inside & ((x.abs() > 6) | (y.abs() > 6)),
-    "vertical bar": inside & (x.abs() < 2),
-    "horizontal bar": inside & (y.abs() < 2),
-    "plus": inside & ((x.abs() < 2) | (y.abs() < 2)),
-    "diagonal": inside & ((x - y).abs() < 3),
-    "other diagonal": inside & ((x + y).abs() < 3),
-    "triangle": inside & (y > 2 * x.abs() - 10),
-}
+def shapes() -> dict[str, Tensor]:
+    """A mask (28, 28) for each class, true on the shape."""
+    y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
+    radius = torch.hypot(x, y)
+    inside = (x.abs() < 10) & (y.abs() < 10)  # leaves room around a shape, for the shift
+    return {
+        "disc": radius < 9,
+        "ring": (radius > 6) & (radius < 10),
+        "square": inside,
+        "frame": inside & ((x.abs() > 6) | (y.abs() > 6)),
+        "vertical bar": inside & (x.abs() < 2),
+        "horizontal bar": inside & (y.abs() < 2),
+        "plus": inside & ((x.abs() < 2) | (y.abs() < 2)),
+        "diagonal": inside & ((x - y).abs() < 3),
+        "other diagonal": inside & ((x + y).abs() < 3),
+        "triangle": inside & (y > 2 * x.abs() - 10),
+    }
+
+
+SHAPES = shapes()
 
 
 class Synthetic(ImageDataModule):
@@ -31,6 +38,9 @@ class Synthetic(ImageDataModule):
 
     def __init__(self, train_size: int = 21000, test_size: int = 1000, **batching: Any) -> None:
         super().__init__(**batching)
+        for name, size in (("train_size", train_size), ("test_size", test_size)):
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"data.{name}={size}: should be a whole number of at least 1")
         self.train_size, self.test_size = train_size, test_size
 
     def load(self) -> tuple[Images, Images]:

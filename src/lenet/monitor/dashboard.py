@@ -4,13 +4,11 @@ Pictures of an epoch are of the validation images; the test images appear once, 
 evaluation has computed anyway. The time that an epoch's pictures take counts in the next epoch's examples per second.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,9 +21,6 @@ from lenet.monitor.drawing import confusion
 from lenet.monitor.pictures import CURVES, SHOWN, Evaluation, filters, numbered, predictions, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, add_picture
 from lenet.monitor.throughput import TimedCallback
-
-if TYPE_CHECKING:
-    from lenet.training.module import Classifier
 
 
 class Dashboard(TimedCallback):
@@ -42,14 +37,14 @@ class Dashboard(TimedCallback):
         self._hidden = torch.empty(0)  # (N, K)
         self._maps: dict[str, Tensor] = {}  # (C, H, W), by layer
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if (logger := _logger(trainer)) and trainer.global_step == 0:
             curves = ["Multiline", list(FIGURE_TAGS)]
             logger.experiment.add_custom_scalars({"LeNet": {"loss and accuracy by epoch": curves}})
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._batches, self._maps = defaultdict(list), {}
-        for name, layer in cast("Classifier", pl_module).net.named_modules():
+        for name, layer in pl_module.net.named_modules():
             weight = getattr(layer, "weight", None)
             if isinstance(layer, nn.Linear) or (isinstance(weight, Tensor) and weight.dim() == 4):
                 self._hooks.append(layer.register_forward_hook(partial(self._keep, name)))
@@ -58,28 +53,24 @@ class Dashboard(TimedCallback):
         """Keep the input of the last linear layer, and what each convolution makes of the first image."""
         if isinstance(layer, nn.Linear):
             self._hidden = inputs[0]
-        elif name not in self._maps:
+        elif name not in self._maps and len(output):
             self._maps[name] = output[0].cpu()
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking or not _logger(trainer):
             return
         self._validated = True
         stages = getattr(getattr(trainer, "datamodule", None), "evaluation_stages", ("val",))
+        if not trainer.testing and dataloader_idx >= len(stages):  # another data module's further loaders
+            return
         stage = "test" if trainer.testing else stages[dataloader_idx]
         images, labels = batch
         hidden = self._hidden.flatten(1) if len(self._hidden) == len(images) else outputs
         self._batches[stage].append((images.cpu(), labels.cpu(), outputs.float().cpu(), hidden.float().cpu()))
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         while self._hooks:  # they would slow training down
             self._hooks.pop().remove()
 
@@ -87,26 +78,25 @@ class Dashboard(TimedCallback):
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        classifier = cast("Classifier", pl_module)
-        classifier.finish_epoch()
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.finish_epoch()
         if not (logger := _logger(trainer)):
             return
         with self.stopwatch:
             validation = self._gather("val", trainer)
             if trainer.is_global_zero:
-                metrics = classifier.metrics
+                metrics = pl_module.metrics
                 held_out = metrics.get("val/acc", metrics.get("test/acc")) if self._validated else None
                 curves = zip(FIGURE_TAGS, (metrics["train/loss"], metrics["train/acc"], held_out), strict=True)
                 for tag, value in curves:
                     if value is not None:
                         logger.experiment.add_scalar(tag, value, trainer.current_epoch + 1)
-                show_network(logger.experiment, classifier.net, trainer.global_step)
+                show_network(logger.experiment, pl_module.net, trainer.global_step)
                 if validation:
                     show_validation(logger.experiment, validation, self._maps, trainer.global_step)
             self._validated = False
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show the test images, if they were evaluated after each epoch."""
         if not (logger := _logger(trainer)):
             return

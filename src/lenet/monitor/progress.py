@@ -1,16 +1,11 @@
 """Console progress: a line an epoch, and on a terminal a bar below the lines."""
 
-from __future__ import annotations
-
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from lenet.training.module import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -24,28 +19,25 @@ class Progress(pl.Callback):
         self._bar = tqdm(disable=True)
         self._validated = False  # in this epoch
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._validated = False
         hidden = not (sys.stdout.isatty() and trainer.is_global_zero)
         options = {"file": sys.stdout, "leave": False, "dynamic_ncols": True, "bar_format": BAR}
         self._bar = tqdm(total=trainer.num_training_batches, desc=_epoch(trainer), disable=hidden, **options)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        sums = cast("Classifier", pl_module).running
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        sums = pl_module.running
         if sums.images and not self._bar.disable:
             self._bar.set_postfix_str(f"loss {sums.mean_loss:.3f}, acc {sums.accuracy:.3f}", refresh=False)
         self._bar.update()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._validated = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._bar.close()
-        classifier = cast("Classifier", pl_module)
-        classifier.finish_epoch()
-        metrics, parts = classifier.metrics, []
+        pl_module.finish_epoch()
+        metrics, parts = pl_module.metrics, []
         for stage in ("train", "val", "test") if self._validated else ("train",):
             if f"{stage}/loss" in metrics:
                 parts.append(f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}")
@@ -54,7 +46,7 @@ class Progress(pl.Callback):
         ended = f"; trainer.max_steps={trainer.max_steps} ends it" if trainer.global_step == trainer.max_steps else ""
         log.info("%s: %s%s", _epoch(trainer), ", ".join(parts), ended)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._bar.close()
 
 

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torch.utils.tensorboard import SummaryWriter
 
-from lenet.models import Stage
+from lenet.models import LayerRow
 from lenet.monitor.drawing import PALETTE
 
 # TensorBoard's own checksum is a loop over bytes in Python: 0.3 seconds a megabyte.
@@ -66,17 +66,17 @@ class RunLogger(TensorBoardLogger):
     def log_dir(self) -> str:
         return self.save_dir
 
-    def describe(self, config: str, stages: Sequence[Stage], input_shape: Sequence[int] = (1, 28, 28)) -> None:
+    def describe(self, config: str, rows: Sequence[LayerRow], input_shape: Sequence[int] = (1, 28, 28)) -> None:
         """Log the configuration (as YAML) and the graph of a network that takes images of that shape (C, H, W)."""
         self.experiment.add_text("config", f"```yaml\n{config}```", self._next_step or 0)
-        if self._next_step or not stages:  # TensorBoard shows one graph a run
+        if self._next_step or not rows:  # TensorBoard shows one graph a run
             return
-        # Written from the stages: PyTorch's add_graph needs torch.jit.trace, which is deprecated and slow.
+        # Written from the table: PyTorch's add_graph needs torch.jit.trace, which is deprecated and slow.
         nodes: list[dict[str, Any]] = [{"name": "image", "op": "Placeholder", "attr": _shape(input_shape)}]
-        for stage in stages:
-            figures = {"parameters": {"i": stage.parameters}, "multiply_adds": {"i": stage.multiply_adds}}
-            node = {"name": stage.name, "op": stage.kind, "input": [nodes[-1]["name"]]}
-            nodes.append({**node, "attr": _shape(stage.output_shape) | figures})
+        for row in rows:
+            figures = {"parameters": {"i": row.parameters}, "multiply_adds": {"i": row.multiply_adds}}
+            node = {"name": row.name, "op": row.kind, "input": [nodes[-1]["name"]]}
+            nodes.append({**node, "attr": _shape(row.output_shape) | figures})
         graph = ParseDict({"node": nodes, "versions": {"producer": 22}}, GraphDef())
         self.experiment.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
 
@@ -105,7 +105,7 @@ class RunLogger(TensorBoardLogger):
         self.flush()
 
     def finalize(self, status: str) -> None:
-        """Called after fitting and after testing. Lightning's own would close the file, and begin another."""
+        """Called after fitting and after testing. Lightning's own would close the file, and start another."""
         self.flush()
 
 

@@ -1,14 +1,9 @@
 """Examples per second of the whole trainer, as the user experiences it."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
-
-if TYPE_CHECKING:
-    from lenet.training.module import Classifier
 
 
 class Stopwatch:
@@ -57,27 +52,26 @@ class Throughput(TimedCallback):
     clock that starts when the batch has been loaded, as d2l.ai's does, measures the optimizer step only.)
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._before = self.stopwatch.seconds, cast("Classifier", pl_module).images_trained
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._before = self.stopwatch.seconds, pl_module.images_trained
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self.stopwatch.start()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         next(pl_module.parameters()).flatten()[0].item()  # returns when the device has done all it was given
         self.stopwatch.stop()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.stopwatch.start()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        classifier = cast("Classifier", pl_module)
-        classifier.finish_epoch()
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.finish_epoch()
         seconds, images = self._before
-        self._before = self.stopwatch.seconds, classifier.images_trained
+        self._before = self.stopwatch.seconds, pl_module.images_trained
         seconds, images = self._before[0] - seconds, self._before[1] - images
-        classifier.publish({"train/examples_per_sec": images / seconds if seconds > 0 else 0.0})
+        pl_module.publish({"train/examples_per_sec": images / seconds if seconds > 0 else 0.0})
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self.stopwatch.stop()

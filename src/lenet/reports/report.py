@@ -39,8 +39,7 @@ Curve = list[tuple[float, float]]  # (epoch, value)
 def write_report(folder: Path) -> Path:
     """Write report.html into the folder of a run or a sweep; returns its path.
 
-    Raises:
-        UserError: the folder holds neither, a file in it is damaged, or the page cannot be written.
+    Raises a UserError if the folder holds neither or a file in it is damaged, an OSError if the page cannot be written.
     """
     name = "/".join(folder.resolve().parts[-2:])  # DATE/TIME
     if (folder / RUN_FILE).is_file():
@@ -52,10 +51,7 @@ def write_report(folder: Path) -> Path:
         _add_sweep(page, runs)
     else:
         raise UserError(f"{folder}: holds neither a run nor a sweep; name a folder such as outputs/DATE/TIME")
-    try:
-        page.save(folder / "report.html")
-    except OSError as error:
-        raise UserError(f"{folder}/report.html: cannot be written ({error.strerror})") from None
+    page.save(folder / "report.html")
     return folder / "report.html"
 
 

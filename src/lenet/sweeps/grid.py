@@ -23,7 +23,7 @@ from lenet.sweeps.launcher import compose_job
 
 log = logging.getLogger(__name__)
 
-MARK = "multirun.yaml"
+SWEEP_CONFIG = "multirun.yaml"
 """In a sweep's folder: its configuration, as Hydra's own sweeper writes it."""
 
 
@@ -38,8 +38,8 @@ class Job(NamedTuple):
 class GridSweeper(Sweeper):
     """Runs all combinations of the values in `params`, as `{"optimizer.lr": "0.1,0.5"}`, and on the command line.
 
-    A job is done when its folder has a metrics.json, which a run writes last. So a sweep that was killed needs no more
-    than the same command to go on.
+    A job is done when its folder has a metrics.json, which a run writes last. So the same command with
+    sweep.resume=FOLDER resumes a sweep that was killed.
     """
 
     config: DictConfig
@@ -62,8 +62,8 @@ class GridSweeper(Sweeper):
             check_resumable(folder, jobs)
         else:
             folder = folders.claim(self.config, "hydra.sweep.dir")
-        with folders.alone(folder, "sweep.resume"):
-            OmegaConf.save(self.config, folder / MARK)
+        with folders.locked(folder, "sweep.resume"):
+            OmegaConf.save(self.config, folder / SWEEP_CONFIG)
             self._run(folder, jobs)
 
     def _plan(self, arguments: Sequence[str]) -> list[Job]:
@@ -107,7 +107,7 @@ class GridSweeper(Sweeper):
         def left() -> list[str]:
             return [job.folder for job in jobs if not (folder / job.folder / RESULT).is_file()]
 
-        remedy = f"the same command with sweep.resume={folder} goes on"
+        remedy = f"the same command with sweep.resume={folder} resumes it"
         log.info("Sweep folder: %s (%d of %d jobs to do)", folder, len(left()), len(jobs))
         try:
             self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
@@ -125,10 +125,10 @@ class GridSweeper(Sweeper):
 
 
 def check_resumable(folder: Path, jobs: Sequence[Job]) -> None:
-    """Raise a UserError if there is no sweep in a folder, or its jobs were begun with other settings."""
+    """Raise a UserError if there is no sweep in a folder, or its jobs were started with other settings."""
     from lenet.training.checkpoint import RUN_FILE, read_run
 
-    if not (folder / MARK).is_file():
+    if not (folder / SWEEP_CONFIG).is_file():
         raise UserError(f"sweep.resume={folder}: holds no sweep; name a folder such as outputs/multirun/DATE/TIME")
     for job in jobs:
         if (folder / job.folder / RUN_FILE).exists():
@@ -136,7 +136,7 @@ def check_resumable(folder: Path, jobs: Sequence[Job]) -> None:
             for key in then | now:
                 if then.get(key) != now.get(key) and not isinstance(now.get(key), dict):
                     raise UserError(
-                        f"sweep.resume={folder}: its job {job.folder} was begun with {key}={then.get(key)}, and this"
+                        f"sweep.resume={folder}: its job {job.folder} was started with {key}={then.get(key)}, and this"
                         f" command has {now.get(key)}: give the one that the sweep was started with"
                     )
 

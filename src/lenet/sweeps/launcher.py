@@ -89,7 +89,7 @@ def compose_job(loader: ConfigLoader, config: DictConfig, overrides: Sequence[st
 
 
 def run_here(payload: bytes, is_quiet: bool) -> None:
-    """In the process of a job: run it."""
+    """Run a job in this process, which is its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends SIGTERM
     threading.Thread(target=_end_with_sweep, daemon=True).start()
     if is_quiet:  # the lines of several jobs would be mixed; each has its train.log

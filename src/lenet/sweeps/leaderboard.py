@@ -1,7 +1,7 @@
 """The runs below a folder, compared: a row for each setting, over its seeds, best first.
 
-The folder is a sweep's, or any other with runs in it, such as outputs/DATE. What is known of them are Hydra's own
-record of their overrides and their metrics.json, so a sweep that still runs, or was killed, is compared as it is.
+The folder is a sweep's, or any other with runs in it, such as outputs/DATE. Settings come from Hydra's record of a
+run's overrides, results from its metrics.json. So a sweep that still runs, or was killed, can be compared as well.
 """
 
 from pathlib import Path
@@ -40,10 +40,8 @@ def read_result(folder: Path, remedy: str = DAMAGED) -> dict[str, Any]:
 def read_runs(folder: Path) -> pd.DataFrame:
     """A row for each run below a folder that is done: folder, run, setting, and METRICS.
 
-    `run` has the overrides that not all runs have in common, `setting` the same without the seed.
-
-    Raises:
-        UserError: there is none, or a metrics.json is damaged.
+    `run` has the overrides that not all runs have in common, `setting` the same without the seed. Raises a UserError
+    if no run is done, or a metrics.json is damaged.
     """
     overrides = {run: list(map(str, OmegaConf.load(run / ".hydra/overrides.yaml"))) for run in runs_in(folder)}
     common = set.intersection(*map(set, overrides.values())) if overrides else set()

@@ -26,7 +26,6 @@ from lenet.config import Count, Section, Settings, compose_config, read_settings
 from lenet.errors import UserError, flat
 from lenet.signals import Interrupted
 from lenet.sweeps.grid import refuse_unfit
-from lenet.training.module import Classifier
 from lenet.training.run import run
 
 log = logging.getLogger(__name__)
@@ -70,8 +69,7 @@ class EndHopeless(pl.Callback):
     def __init__(self, trial: Trial) -> None:
         self.trial, self.is_hopeless = trial, False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.trial.report(pl_module.metrics["val/acc"], trainer.current_epoch + 1)
         if self.trial.should_prune():
             self.is_hopeless = trainer.should_stop = True
@@ -80,8 +78,7 @@ class EndHopeless(pl.Callback):
 class Study:
     """The trials of a search, from what conf/search.yaml makes and the overrides that all trials have in common.
 
-    Raises:
-        UserError: the search is wrong, or the storage cannot be used or holds a study of something else.
+    Raises a UserError if the search is wrong, or the storage cannot be used or holds a study of something else.
     """
 
     def __init__(self, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -142,7 +139,7 @@ class Study:
                 acc = float(run(settings, folder, callbacks=[watch])["best_val_acc"])
         except Interrupted as interrupt:
             retry(self.study, self.study.tell(trial, state=TrialState.FAIL))
-            raise Interrupted(interrupt.signum, "the same command goes on with the study") from None
+            raise Interrupted(interrupt.signum, "the same command resumes the study") from None
         except Exception as error:
             log.error("Trial %d failed: %s", trial.number, flat(error))
             raise

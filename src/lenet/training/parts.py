@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
 
-from lenet.classes import accepted_arguments, arguments_of, build
+from lenet.classes import arguments_of, build, completed
 from lenet.config import Settings
 from lenet.errors import UserError, did_you_mean, flat
 from lenet.training.module import Classifier
@@ -45,15 +45,10 @@ def data_of(settings: Settings, block_steps: int = 1) -> pl.LightningDataModule:
 
 def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifier:
     """The module for a data module, its weights drawn anew."""
-    model = settings.section("model")
-    accepted = accepted_arguments("model", model["_target_"]) or frozenset()
-    shape, classes = getattr(data, "image_shape", None), getattr(data, "classes", None)
-    if shape is not None and "in_channels" in accepted:
-        model.setdefault("in_channels", shape[0])
-    if classes is not None and "classes" in accepted:
-        model.setdefault("classes", classes)
+    offered = {"in_channels": getattr(data, "image_shape", (None,))[0], "classes": getattr(data, "classes", None)}
+    known = {name: value for name, value in offered.items() if value is not None}
     return Classifier(
-        model,
+        completed("model", settings.section("model"), **known),
         settings.section("optimizer"),
         settings.section("scheduler") or None,
         settings.section("loss"),

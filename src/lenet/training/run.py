@@ -80,7 +80,7 @@ def check(settings: Settings) -> None:
         optimizer = classifier.optimizer_factory(classifier.parameters())
         if classifier.scheduler_factory is not None:
             classifier.make_schedule(optimizer, total_steps=10)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise UserError(f"optimizer, scheduler: {flat(error)}") from error
 
 
@@ -120,7 +120,7 @@ def run(
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a GPU would convolve with 10 of its 23 bits otherwise
     pl.seed_everything(settings.seed, verbose=False)
     first = getattr(rank_zero_only, "rank", 0) == 0
-    lock = folders.alone(folder, "resume", lock_timeout) if first else contextlib.nullcontext()
+    lock = folders.locked(folder, "resume", lock_timeout) if first else contextlib.nullcontext()
     with _ends_in_one_line(folder), lock:
         result = _run(settings, folder, callbacks, introduce)
     loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
