@@ -1,7 +1,5 @@
 """The layers and their namesakes in torch.nn are interchangeable."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from functools import partial
