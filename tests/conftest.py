@@ -60,15 +60,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Torch computes with two threads, however the suite is run: another number rounds sums in another way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process connect to this machine alone. (Programs that tests start are given data that is here.)"""
