@@ -1,8 +1,5 @@
 """What the tests share: the command line as a user calls it, the real images, and no network but this machine."""
 
-from __future__ import annotations
-
-import json
 import os
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -26,6 +23,7 @@ from lenet.cli import compose_settings
 from lenet.data import FashionMNIST
 from lenet.errors import UserError
 from lenet.fast.kernels.compiler import UnavailableError, load
+from lenet.files import read_json
 from lenet.monitor.tensorboard import read_events
 from lenet.training import run as training
 from tests.commands import PROJECT, Commands
@@ -98,8 +96,7 @@ class Finished:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
-        return metrics
+        return read_json(self.folder / "metrics.json")
 
     @cached_property
     def events(self) -> EventAccumulator:

@@ -1,7 +1,5 @@
 """The command line with random overrides: never a traceback, a hang, or a file outside the run's folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
