@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet.cli import compose_settings
 from lenet.data import FashionMNIST
@@ -95,16 +94,12 @@ class Finished:
     folder: Path
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Any:
         return read_json(self.folder / "metrics.json")
-
-    @cached_property
-    def events(self) -> EventAccumulator:
-        return read_events(self.folder)
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
         """(step, value) of each point in TensorBoard."""
-        return [(point.step, point.value) for point in self.events.Scalars(tag)]
+        return [(point.step, point.value) for point in read_events(self.folder).Scalars(tag)]
 
 
 TrainCommand = Callable[..., Finished]
