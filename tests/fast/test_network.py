@@ -13,11 +13,12 @@ from torch.nn.utils import parametrizations
 
 from lenet.fast import CompiledNetwork, UnsuitableError
 from lenet.fast.kernels import lanes
+from lenet.layers import Conv2d
 from lenet.models import LeNet, xavier_uniform_
 
 pytestmark = pytest.mark.compiled
 
-RELU_MAX = {"activation": nn.ReLU, "pool": nn.MaxPool2d}
+RELU, MAXIMUM = {"activation": partial(nn.ReLU, inplace=True)}, {"pool": nn.MaxPool2d}
 NORM = {"activation": nn.GELU, "pool": nn.MaxPool2d, "norm": nn.BatchNorm2d, "hidden_norm": nn.BatchNorm1d}
 
 
@@ -66,9 +67,7 @@ def assert_same_gradients(net: nn.Module, exact: nn.Module) -> None:
         assert (parameter.grad - other.grad).abs().max() < 5e-5 * other.grad.abs().max() + 1e-5, name
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, RELU_MAX, {"pool": nn.MaxPool2d}, {"activation": partial(nn.ReLU, inplace=True)}]
-)
+@pytest.mark.parametrize("arguments", [{}, RELU, MAXIMUM, {"activation": nn.ReLU} | MAXIMUM])
 def test_a_lenet_is_compiled_as_a_whole(width: int, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # however the suite is run
     net = lenet(**arguments)
@@ -102,11 +101,6 @@ def test_a_normalisation_never_sees_what_fills_up_a_group() -> None:
     assert not plan.fits(odd)
 
 
-class Doubled(nn.Conv2d):
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images) * 2
-
-
 class Rectified(LeNet):
     def forward(self, images: Tensor) -> Tensor:
         return F.relu(images)
@@ -133,7 +127,7 @@ REFUSED: dict[str, Edit] = {
     "another weight": edited("conv2.weight", nn.Parameter(torch.rand(16, 6, 3, 3))),
     "double precision": lambda net: net.conv1.double(),
     "another device": lambda net: net.conv1.to("meta"),
-    "a convolution of one's own": edited("conv1", Doubled(1, 6, 5, padding=2)),
+    "a convolution of one's own": edited("conv1", Conv2d(1, 6, 5, padding=2)),
     "a forward of the network's own": edited("__class__", Rectified),
     "a forward of a layer's own": edited("act1.forward", torch.tanh),
     "a network that is no Sequential": edited("__class__", nn.ModuleList),
