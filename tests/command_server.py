@@ -3,8 +3,6 @@
 Reads a line of JSON for each request, and answers with one: to start a command, or to ask for the exit status of one.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc
@@ -25,15 +23,13 @@ import torchvision.datasets  # noqa: F401
 import lenet.training.run  # noqa: F401 - what a run loads; loading starts no thread
 
 
-def become(words: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
+def become(words: list[str], folder: str, environment: dict[str, str], outputs: list[str]) -> None:
     """Make this process look like a new one that was given these words."""
     os.setsid()
     os.chdir(folder)
-    appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (stdout, appending), (stderr, appending)]):
-        opened = os.open(path, flags)
-        os.dup2(opened, number)
-        os.close(opened)
+    for number, path in enumerate([os.devnull, *outputs]):
+        os.close(number)  # what is opened next gets this number
+        os.set_inheritable(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), True)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,8 +4,6 @@ A server loads torch and Lightning once, and each command is a fork of it: its a
 signals and exit status are those of a command that a shell starts.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -13,21 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def wait_for(path: Path, process: Command | subprocess.Popen[Any]) -> None:
-    """Return when the process has made the file or folder; it must not end before."""
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
+@dataclass
 class Command:
     """A command that was started.
 
@@ -36,17 +27,16 @@ class Command:
         returncode: its exit status, below zero for a signal; None until one of the methods has seen it end.
     """
 
-    def __init__(self, commands: Commands, pid: int, words: list[str], outputs: tuple[Path, Path]) -> None:
-        self._commands = commands
-        self._words = words
-        self._outputs = outputs
-        self.pid = pid
-        self.returncode: int | None = None
+    commands: "Commands"
+    pid: int
+    words: list[str]
+    outputs: list[Path]
+    returncode: int | None = None
 
     def poll(self) -> int | None:
         """Its exit status; None while it runs."""
         if self.returncode is None:
-            self.returncode = self._commands.ask(ended=self.pid)
+            self.returncode = self.commands.ask(ended=self.pid)
         return self.returncode
 
     def wait(self, timeout: float = 60) -> int:
@@ -58,7 +48,7 @@ class Command:
         end = time.monotonic() + timeout
         while (status := self.poll()) is None:
             if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(self._words, timeout, *self._said())
+                raise subprocess.TimeoutExpired(self.words, timeout)
             time.sleep(0.005)
         return status
 
@@ -79,13 +69,19 @@ class Command:
                 found.append(int(folder.name))
         return found
 
-    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+    def communicate(self, timeout: float = 60) -> list[str]:
         """What it has written to stdout and stderr, when it has ended."""
         self.wait(timeout)
-        return self._said()
+        return [path.read_text(errors="replace") for path in self.outputs]
 
-    def _said(self) -> tuple[str, str]:
-        return tuple(path.read_text(errors="replace") for path in self._outputs)  # type: ignore[return-value]
+
+def wait_for(path: Path, process: Command) -> None:
+    """Return when the process has made the file or folder; it must not end before."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Commands:
@@ -104,16 +100,13 @@ class Commands:
     ) -> Command:
         """Start `python SCRIPT WORDS`, with the script's path in the project, and this in its environment besides."""
         self._count += 1
-        stdout, stderr = (self._folder / f"{self._count}.{name}" for name in ("stdout", "stderr"))
+        outputs = [self._folder / f"{self._count}.{name}" for name in ("stdout", "stderr")]
         command = [str(PROJECT / script), *words]
+        environment = {**os.environ, **(environment or {})}
         pid = self.ask(
-            words=command,
-            folder=str(cwd or Path.cwd()),
-            environment={**os.environ, **(environment or {})},
-            stdout=str(stdout),
-            stderr=str(stderr),
+            words=command, folder=str(cwd or Path.cwd()), environment=environment, outputs=[*map(str, outputs)]
         )
-        return Command(self, pid, command, (stdout, stderr))
+        return Command(self, pid, command, outputs)
 
     def run(self, script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Start it and wait for its end."""
@@ -123,8 +116,7 @@ class Commands:
 
     def start_together(self, *words: str, nodes: int = 1, cwd: Path | None = None) -> list[Command]:
         """Start `train.py WORDS` twice, as torchrun does: on one machine, or as if on two."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         per_node = 2 // nodes
         shared = {

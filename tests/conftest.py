@@ -1,8 +1,5 @@
 """What the tests share: the command line as a user calls it, the real images, and no network but this machine."""
 
-from __future__ import annotations
-
-import json
 import os
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -20,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenet.config import compose_settings
 from lenet.data import FashionMNIST
 from lenet.errors import UserError
 from lenet.fast.kernels.compiler import UnavailableError, load
+from lenet.files import read_json
 from lenet.monitor.tensorboard import read_events
 from lenet.training import run as training
 from tests.commands import PROJECT, Commands
@@ -58,15 +55,6 @@ def no_gpu() -> Iterator[None]:
 def seeded() -> None:
     """What a test draws from torch does not depend on the tests before it."""
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Torch computes with two threads, however the suite is run: another number rounds sums in another way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -106,17 +94,12 @@ class Finished:
     folder: Path
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
-        return metrics
-
-    @cached_property
-    def events(self) -> EventAccumulator:
-        return read_events(self.folder)
+    def metrics(self) -> Any:
+        return read_json(self.folder / "metrics.json")
 
     def scalars(self, tag: str) -> list[tuple[int, float]]:
         """(step, value) of each point in TensorBoard."""
-        return [(point.step, point.value) for point in self.events.Scalars(tag)]
+        return [(point.step, point.value) for point in read_events(self.folder).Scalars(tag)]
 
 
 TrainCommand = Callable[..., Finished]

@@ -3,22 +3,17 @@
 Screenshots of all of them are left in outputs/screenshots.
 """
 
-from __future__ import annotations
-
 import os
+import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, FrameLocator, Page, Response, expect, sync_playwright
+from playwright.sync_api import FrameLocator, Page, Response, expect, sync_playwright
+from tensorboard.program import TensorBoard
 
 from lenet.models import LeNet, stages
 from lenet.monitor.dashboard import Dashboard
@@ -41,14 +36,22 @@ PATIENCE = 30_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def page() -> Iterator[Page]:
+    """One for all tests, as TensorBoard takes seconds to load. It loads from this machine alone; no script may fail."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None and "CI" not in os.environ:
         pytest.skip(f"there is none of {', '.join(BROWSERS)} on this machine")
+    here = ("http://127.0.0.1:", "file:", "data:", "blob:")
+    mistakes: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(here) else route.abort())
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        yield page
         browser.close()
+    assert mistakes == []
 
 
 @pytest.fixture(scope="module")
@@ -68,51 +71,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(runs: Path) -> Iterator[str]:
+def address(runs: Path) -> str:
     """Of a TensorBoard that shows the two runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--logdir", str(runs), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *where], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", port)):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@contextmanager
-def opened(browser: Browser) -> Iterator[Page]:
-    """A page that loads from this machine alone; fails if a script in it fails."""
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.set_default_timeout(PATIENCE)
-    here = ("http://127.0.0.1:", "file:", "data:", "blob:")
-    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(here) else route.abort())
-    mistakes: list[str] = []
-    page.on("pageerror", lambda error: mistakes.append(str(error)))
-    yield page
-    page.close()
-    assert mistakes == []
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with opened(browser) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def board(browser: Browser, address: str) -> Iterator[Page]:
-    """TensorBoard, which takes seconds to load; each test goes to a tab of its own."""
-    with opened(browser) as page:
-        page.goto(address)
-        yield page
+    server = TensorBoard()
+    server.configure(logdir=str(runs), host="127.0.0.1", port=0)
+    return str(server.launch())
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -124,51 +87,53 @@ def save(page: Page, name: str, whole: bool = False) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=whole)
 
 
-def expect_shown(page: Page | FrameLocator, text: str) -> None:
-    """Wait until it is visible; tabs that were open before are hidden, and have texts as well."""
-    expect(page.get_by_text(text).locator("visible=true").first).to_be_visible(timeout=PATIENCE)
+def expect_shown(page: Page | FrameLocator, *texts: str) -> None:
+    """Wait until they are visible; tabs that were open before are hidden, and have texts as well."""
+    for text in texts:
+        expect(page.get_by_text(text).locator("visible=true").first).to_be_visible(timeout=PATIENCE)
 
 
-def test_scalars(board: Page, address: str, runs: Path) -> None:
+def show(page: Page, address: str, *texts: str) -> None:
+    """Go to a tab of TensorBoard, and save a picture of it when it shows the texts."""
+    page.goto(address)
+    expect_shown(page, *texts)
+    page.wait_for_timeout(1000)
+    save(page, re.split("[#&]", address)[1])
+
+
+def test_scalars(page: Page, address: str, runs: Path) -> None:
     def holds_the_tag(answer: Response) -> bool:
         return "scalars_multirun" in answer.url and "\r\nval/acc\r\n" in (answer.request.post_data or "")
 
-    with board.expect_response(holds_the_tag) as answer:
-        board.goto(f"{address}/#scalars&tagFilter=val%2Facc")
-    expect_shown(board, "tag: val/acc")
-    board.wait_for_timeout(1000)
-    save(board, "scalars")
+    with page.expect_response(holds_the_tag) as answer:
+        show(page, f"{address}#scalars&tagFilter=val%2Facc", "tag: val/acc")
     for run in ("0", "1"):
         drawn = [(step, value) for _, step, value in answer.value.json()[run]]
         assert drawn == scalars(runs / run, "val/acc")
 
 
-def test_the_tutorials_figure(board: Page, address: str, runs: Path) -> None:
+def test_the_tutorials_figure(page: Page, address: str, runs: Path) -> None:
     answers: dict[str, dict[str, Any]] = {}
 
     def keep(answer: Response) -> None:
         if "custom_scalars/scalars?" in answer.url:
             answers[parse_qs(urlsplit(answer.url).query)["run"][0]] = answer.json()["tag_to_events"]
 
-    board.on("response", keep)
-    board.goto(f"{address}/#custom_scalars")
-    expect_shown(board, "loss and accuracy by epoch")
-    expect_shown(board, "Matches (6)")  # three curves of two runs
-    board.wait_for_timeout(500)
-    save(board, "custom_scalars")
+    page.on("response", keep)
+    show(page, f"{address}#custom_scalars", "loss and accuracy by epoch", "Matches (6)")  # three curves of two runs
     for run in ("0", "1"):
         drawn = {tag: [(step, value) for _, step, value in points] for tag, points in answers[run].items()}
         assert drawn == {tag: scalars(runs / run, tag) for tag in FIGURE_TAGS}
 
 
-def test_hyperparameters(board: Page, address: str, runs: Path) -> None:
+def test_hyperparameters(page: Page, address: str, runs: Path) -> None:
     accuracy = scalars(runs / "0", "final/held_out_acc")[0][1]
-    board.goto(f"{address}/#hparams")
+    page.goto(f"{address}#hparams")
     # Lightning alone would have shown -1 for each run here.
-    cell = board.locator("vaadin-grid-cell-content").filter(has_text=f"{accuracy:.5g}")
+    cell = page.locator("vaadin-grid-cell-content").filter(has_text=f"{accuracy:.5g}")
     expect(cell.first).to_be_visible(timeout=PATIENCE)
-    save(board, "hparams")
-    table = board.evaluate(
+    save(page, "hparams")
+    table = page.evaluate(
         """async () => (await fetch('data/plugin/hparams/session_groups', {method: 'POST', body: JSON.stringify(
             {experimentName: '', allowedStatuses: ['STATUS_SUCCESS'], colParams: [], startIndex: 0, sliceSize: 9}
         )})).json()"""
@@ -181,13 +146,9 @@ def test_hyperparameters(board: Page, address: str, runs: Path) -> None:
         assert values == pytest.approx(expected, nan_ok=True)
 
 
-def test_images(board: Page, address: str) -> None:
-    board.goto(f"{address}/#images")
-    for tag in ("network/conv1", "network/filters"):
-        expect_shown(board, f"tag: {tag}")
-    board.wait_for_timeout(1000)
-    save(board, "images")
-    loaded = board.locator("tf-image-loader img").evaluate_all("all => all.map(each => each.naturalWidth)")
+def test_images(page: Page, address: str) -> None:
+    show(page, f"{address}#images", "tag: network/conv1", "tag: network/filters")
+    loaded = page.locator("tf-image-loader img").evaluate_all("all => all.map(each => each.naturalWidth)")
     assert len(loaded) >= 4
     assert all(width > 100 for width in loaded)
 
@@ -202,22 +163,18 @@ def test_images(board: Page, address: str) -> None:
         ("graphs", "Main Graph"),
     ],
 )
-def test_other_tabs(board: Page, address: str, tab: str, text: str) -> None:
-    board.goto(f"{address}/#{tab}")
-    expect_shown(board, text)
-    board.wait_for_timeout(1000)
-    save(board, tab)
+def test_other_tabs(page: Page, address: str, tab: str, text: str) -> None:
+    show(page, f"{address}#{tab}", text)
     if tab == "graphs":
-        expect(board.locator("svg text").filter(has_text="conv2").first).to_be_attached(timeout=PATIENCE)
+        expect(page.locator("svg text").filter(has_text="conv2").first).to_be_attached(timeout=PATIENCE)
 
 
-def test_the_projector(board: Page, address: str) -> None:
-    board.goto(f"{address}/#projector")
-    inside = board.frame_locator("iframe").frame_locator("iframe")
-    for text in ("Points: 24", "Dimension: 84"):
-        expect_shown(inside, text)
-    board.wait_for_timeout(2000)
-    save(board, "projector")
+def test_the_projector(page: Page, address: str) -> None:
+    page.goto(f"{address}#projector")
+    inside = page.frame_locator("iframe").frame_locator("iframe")
+    expect_shown(inside, "Points: 24", "Dimension: 84")
+    page.wait_for_timeout(2000)
+    save(page, "projector")
 
 
 CHARTS = "[...document.querySelectorAll('.js-plotly-plot')].map(each => each.data.map(line => [line.name, line.y]))"

@@ -1,7 +1,5 @@
 """The command line with random overrides: never a traceback, a hang, or a file outside the run's folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -41,24 +39,20 @@ overrides = st.one_of(
 
 
 @pytest.mark.long
-def test_any_override_trains_or_gets_a_line(commands: Commands, tmp_path: Path) -> None:
+@settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(override=overrides)
+def test_any_override_trains_or_gets_a_line(commands: Commands, tmp_path: Path, override: str) -> None:
     place = tmp_path / "place"
-
-    @settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(overrides)
-    def check(override: str) -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        command = commands.start("train.py", *SMALL, f"hydra.run.dir={place / 'run'}", override, cwd=place)
-        try:
-            status = command.wait(20)
-        except subprocess.TimeoutExpired:  # it was asked for much
-            command.send_signal(signal.SIGTERM)
-            status = command.wait(20)
-        _, errors = command.communicate()
-        assert "Traceback" not in errors, errors
-        assert status in (0, 1, 2, 143), (status, errors)
-        assert status == 0 or errors.strip(), "ends without a word"
-        assert {path.name for path in place.iterdir()} <= {"run"}
-
-    check()
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    command = commands.start("train.py", *SMALL, f"hydra.run.dir={place / 'run'}", override, cwd=place)
+    try:
+        status = command.wait(20)
+    except subprocess.TimeoutExpired:  # it was asked for much
+        command.send_signal(signal.SIGTERM)
+        status = command.wait(20)
+    _, errors = command.communicate()
+    assert "Traceback" not in errors, errors
+    assert status in (0, 1, 2, 143), (status, errors)
+    assert status == 0 or errors.strip(), "ends without a word"
+    assert {path.name for path in place.iterdir()} <= {"run"}

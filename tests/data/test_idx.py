@@ -3,8 +3,12 @@
 import gzip
 import hashlib
 import multiprocessing
+import socket
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import ClassVar
 
 import pytest
@@ -13,7 +17,6 @@ from torch import Tensor
 
 from lenet.data.idx import IdxDataModule
 from lenet.errors import UserError
-from tests.mirror import Mirror, serve
 
 
 def as_idx(values: Tensor) -> bytes:
@@ -47,18 +50,33 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Small:
     return Small(tmp_path / "data", mirrors=[])
 
 
-@pytest.fixture
-def mirror(small: Small) -> Iterator[Mirror]:
-    """Where the data set is downloaded from."""
-    with serve(ARCHIVES) as mirror:
-        small.mirrors = [mirror.url]
-        yield mirror
-
-
-def put(folder: Path, files: dict[str, bytes]) -> None:
+def put(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    return folder
+
+
+class Mirror(SimpleHTTPRequestHandler):
+    """Sends the archives, and keeps the names of those that it has sent."""
+
+    sent: ClassVar[list[str]] = []
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if code == 200:
+            self.sent.append(self.path.lstrip("/"))
+
+
+@pytest.fixture
+def mirror(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder with the archives on the server where the data set is downloaded from."""
+    monkeypatch.setattr(Mirror, "sent", [])
+    folder = put(tmp_path / "mirror", ARCHIVES)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, directory=folder)) as server:
+        Thread(target=server.serve_forever).start()
+        small.mirrors = [f"http://127.0.0.1:{server.server_port}/"]
+        yield folder
+        server.shutdown()
 
 
 def obtained(small: Small) -> dict[str, bytes]:
@@ -83,23 +101,23 @@ def test_from_archives_in_the_same_folder(small: Small) -> None:
     assert obtained(small) == CONTENTS | ARCHIVES
 
 
-def test_from_the_systems_copy_before_any_mirror(small: Small, mirror: Mirror) -> None:
+def test_from_the_systems_copy_before_any_mirror(small: Small, mirror: Path) -> None:
     # Not byte by byte the official archives.
     put(small.system_folder, {f"{name}.gz": gzip.compress(c, 1, mtime=7) for name, c in CONTENTS.items()})
     small.prepare_data()
     assert obtained(small) == CONTENTS
-    assert mirror.downloads == []
+    assert Mirror.sent == []
 
 
-def test_only_missing_files_are_downloaded(small: Small, mirror: Mirror) -> None:
+def test_only_missing_files_are_downloaded(small: Small, mirror: Path) -> None:
     put(small.folder, {name: content for name, content in CONTENTS.items() if name != IMAGES})
     small.prepare_data()
-    assert mirror.downloads == [f"{IMAGES}.gz"]
+    assert Mirror.sent == [f"{IMAGES}.gz"]
 
 
-def test_broken_sources_are_followed_by_the_next(small: Small, mirror: Mirror) -> None:
+def test_broken_sources_are_followed_by_the_next(small: Small, mirror: Path) -> None:
     put(small.system_folder, {name: gzip.compress(b"another data set") for name in ARCHIVES})
-    small.mirrors = ["http://127.0.0.1:1", mirror.url + "no/such/folder", mirror.url]
+    small.mirrors = ["http://127.0.0.1:1", f"{small.mirrors[0]}no/such/folder", *small.mirrors]
     small.prepare_data()
     assert obtained(small) == CONTENTS
 
@@ -112,7 +130,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_left_alone(small: Small, mirror: Mirror, damage: str) -> None:
+def test_a_damaged_file_is_named_and_left_alone(small: Small, mirror: Path, damage: str) -> None:
     damaged = DAMAGES[damage](CONTENTS[IMAGES])
     put(small.folder, CONTENTS | {IMAGES: damaged})
     with pytest.raises(UserError, match=rf"{IMAGES}: has SHA-256 .*delete"):
@@ -120,8 +138,8 @@ def test_a_damaged_file_is_named_and_left_alone(small: Small, mirror: Mirror, da
     assert obtained(small)[IMAGES] == damaged
 
 
-def test_a_damaged_download_leaves_nothing_behind(small: Small, mirror: Mirror) -> None:
-    mirror.archives[f"{IMAGES}.gz"] = DAMAGES["truncated"](ARCHIVES[f"{IMAGES}.gz"])
+def test_a_damaged_download_leaves_nothing_behind(small: Small, mirror: Path) -> None:
+    put(mirror, {f"{IMAGES}.gz": DAMAGES["truncated"](ARCHIVES[f"{IMAGES}.gz"])})
     with pytest.raises(UserError, match=rf"127\.0\.0\.1.*{IMAGES}\.gz \(.+\)"):
         small.prepare_data()
     assert obtained(small) == {}
@@ -139,13 +157,13 @@ def test_without_any_source_the_error_says_what_was_tried_and_how_to_go_on(small
 
 def test_a_server_that_does_not_answer_is_given_up(small: Small) -> None:
     small.timeout_seconds = 0.2
-    with serve(ARCHIVES, silent=True) as silent:
-        small.mirrors = [silent.url]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        small.mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}"]
         with pytest.raises(UserError, match="timed out"):
             small.prepare_data()
 
 
-def test_processes_that_start_at_once_download_once(small: Small, mirror: Mirror) -> None:
+def test_processes_that_start_at_once_download_once(small: Small, mirror: Path) -> None:
     context = multiprocessing.get_context("fork")  # so that the children have the stand-ins
     children = [context.Process(target=small.prepare_data) for _ in range(4)]
     for child in children:
@@ -154,7 +172,7 @@ def test_processes_that_start_at_once_download_once(small: Small, mirror: Mirror
         child.join(timeout=60)
     assert [child.exitcode for child in children] == [0] * 4
     assert obtained(small) == CONTENTS
-    assert sorted(mirror.downloads) == sorted(ARCHIVES)
+    assert sorted(Mirror.sent) == sorted(ARCHIVES)
 
 
 @pytest.mark.parametrize("root", ["missing/place", "file", "occupied", "/proc/data"])

@@ -1,7 +1,5 @@
 """The functions against torch.nn.functional's, over drawn shapes and options; hypothesis prints what it drew."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -54,9 +52,6 @@ def test_conv2d_agrees_with_torch(
     values, groups = [value.to(dtype) for value in drawn[0]], drawn[1]
     theirs = partial(F.conv2d, groups=groups, **options)
     mine = partial(ours.conv2d, groups=groups, **options, algorithm=algorithm)
-    if refused(theirs, *values):
-        assert refused(mine, *values)
-        return
     assert_agree(mine, theirs, values, TOLERANCE[dtype])
 
 
@@ -82,9 +77,6 @@ def test_conv_transpose2d_agrees_with_torch(
 @given(drawn=tensors(False), options=st.tuples(pairs_from[1], pairs_from[1], pairs_from[0], pairs_from[1]))
 def test_unfold_agrees_with_torch(drawn: tuple[list[Tensor], int], options: tuple[int, ...]) -> None:
     input = drawn[0][0].double()
-    if refused(F.unfold, input, *options):
-        assert refused(ours.unfold, input, *options)
-        return
     assert_agree(lambda x: ours.unfold(x, *options), lambda x: F.unfold(x, *options), [input], 1e-12)
 
 

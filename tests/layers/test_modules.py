@@ -1,7 +1,5 @@
 """The layers and their namesakes in torch.nn are interchangeable."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from functools import partial
@@ -25,9 +23,7 @@ def test_the_same_seed_gives_the_same_parameters(ours: Any, theirs: Any) -> None
     for layer in (ours, theirs):
         torch.manual_seed(3)
         states.append(layer(4, 6, (3, 2), stride=2, groups=2).state_dict())
-    assert list(states[0]) == list(states[1])
-    for name in states[0]:
-        assert torch.equal(states[0][name], states[1][name])
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CONVOLUTIONS)

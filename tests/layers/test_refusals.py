@@ -1,7 +1,5 @@
 """Arguments that do not fit raise an error that names them; torch refuses the same."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

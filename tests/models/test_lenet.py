@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -9,6 +7,7 @@ from torch.nn import functional as F
 
 from lenet.classes import build
 from lenet.errors import UserError
+from lenet.layers import Conv2d
 from lenet.models import LeNet, xavier_uniform_
 
 normalized = partial(
@@ -45,15 +44,11 @@ def test_dropout_comes_before_the_second_and_each_later_linear_layer() -> None:
     assert not any(isinstance(layer, nn.Dropout) for layer in LeNet())
 
 
-class OtherConv(nn.Conv2d):
-    pass
-
-
 VARIANTS: dict[str, partial[LeNet]] = {
     "published": partial(LeNet),
     "normalised": normalized,
     "others": partial(LeNet, channels=(4, 8), kernel_size=3, hidden=[30], activation=nn.Tanh, dropout=0.5, classes=7),
-    "arguments of layers": partial(LeNet, norm=partial(nn.BatchNorm2d, momentum=0.3), conv=OtherConv),
+    "arguments of layers": partial(LeNet, norm=partial(nn.BatchNorm2d, momentum=0.3), conv=Conv2d),
 }
 
 

@@ -5,8 +5,6 @@ had to do anything but resume. It is survived with a clear refusal if the progra
 gave the same when that was put right (the damaged file back in its place, room on the disk). All else is a failure.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import random
@@ -22,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from lenet.data import FashionMNIST
 from lenet.folders import RESULT
@@ -87,7 +86,7 @@ class Process:
             self.is_judged = caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
             self._process.send_signal(signum)
 
-    def end(self) -> Process:
+    def end(self) -> Self:
         """Wait for its end; raises a HarmError if that does not come."""
         try:
             _, self.stderr = self._process.communicate(timeout=TIMEOUT_SECONDS)

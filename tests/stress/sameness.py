@@ -1,7 +1,5 @@
 """Whether two runs gave the same, bit for bit: weights, optimizer, metrics and scalars; but not how long they took."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The harness itself: small programs that survive or fail, in the place of train.py."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
