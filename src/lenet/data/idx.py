@@ -25,7 +25,7 @@ class IdxDataModule(ImageDataModule):
     only when its checksum is right. Of several processes one obtains the files and the others wait.
 
     `root` has torchvision's layout, ROOT/FOLDER_NAME/raw/; `mirrors`, addresses of folders, replace the data set's own.
-    `setup` raises a UserError if a file is damaged, or cannot be obtained, read or written.
+    `load` raises a UserError if a file is damaged, or cannot be obtained, read or written.
     """
 
     folder_name: str
