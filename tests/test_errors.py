@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from lenet.errors import closest, did_you_mean, printable
 
 

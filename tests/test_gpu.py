@@ -1,7 +1,5 @@
 """What holds on a GPU; skipped where there is none."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from lenet.benchmarks.layers import CONTENDERS, compare, report
 
 

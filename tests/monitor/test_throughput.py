@@ -1,7 +1,5 @@
 """The clock, driven by a fake time that passes only where a test says so."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A small training run in this process, for what looks at runs from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

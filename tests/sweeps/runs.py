@@ -1,7 +1,5 @@
 """What runs leave, as the leaderboard reads it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

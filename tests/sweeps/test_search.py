@@ -1,7 +1,5 @@
 """The search, with trials on images drawn by the program."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Sweeps as a user starts them: `python train.py -m`, on images drawn by the program."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path
@@ -120,7 +118,7 @@ def test_a_killed_sweep_is_resumed_where_it_was(
     run = sweep(*overrides, f"sweep.resume={folder}")
     assert run.status == 0, run.stderr
     assert done(folder)["0"] == before["0"]
-    assert f"Run folder: {folder / '1'} (goes on" in run.stdout
+    assert f"Run folder: {folder / '1'} (resumes" in run.stdout
     assert same_weights(train_here(*SMALL, *long, "optimizer.lr=0.2").folder, folder / "1")
 
 

@@ -1,7 +1,5 @@
 """A saved run: checkpoints and run.json, whole, damaged, and when they are written."""
 
-from __future__ import annotations
-
 import errno
 import json
 from pathlib import Path

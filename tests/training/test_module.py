@@ -1,7 +1,5 @@
 """The Classifier as a library: with Lightning's own Trainer, whatever the batches."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import math

@@ -1,7 +1,5 @@
 """Runs that are ended early and resumed: the same numbers, bit for bit, as if nothing had happened."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shlex

@@ -1,7 +1,5 @@
 """Whole runs: what they print, leave and measure, on one process and on two."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Signals at moments that are known; test_resume.py sends them to whole runs."""
 
-from __future__ import annotations
-
 import os
 import signal
 from typing import Any

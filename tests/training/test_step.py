@@ -1,7 +1,5 @@
 """The optimizer step: its sums, and whatever is edited trains the same with compiled kernels and without."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from lenet import Classifier, LeNet, Synthetic
+from lenet.fast import CompiledNetwork
 from lenet.training.step import FusedStep, PlainStep, Sums, compare
 
 IMAGES = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -164,6 +163,16 @@ def test_another_loss_is_trained_by_pytorch_and_one_line_says_so(
     step = fit(classifier(loss=Doubled()), tmp_path)._step
     assert type(step) is PlainStep
     assert len([line for line in caplog.messages if "fuse=true" in line and "loss" in line]) == 1
+
+
+@pytest.mark.compiled
+def test_equal_pixels_do_not_make_the_kernels_look_wrong() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        module = classifier(net=partial(LeNet, pool=nn.MaxPool2d, activation=nn.GELU, norm=nn.BatchNorm2d))
+        images = (255 * torch.randint(2, (64, 1, 4, 4)).byte()).repeat_interleave(7, 2).repeat_interleave(7, 3)
+        step = FusedStep(module, CompiledNetwork(module.net))
+        assert compare(PlainStep(module), step, images, torch.randint(10, (64,))) is None
 
 
 def edited(edit: str, fuse: bool) -> Classifier:

@@ -66,7 +66,7 @@ def leaderboard(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each setting, best first: the number of runs, and mean and standard deviation of each metric."""
     metric, groups = deciding_metric(runs), runs.groupby("setting", sort=False)
     table = groups[METRICS].agg(["mean", "std"])
-    table.insert(0, "n", groups.size())
+    table["n", ""] = groups.size()
     return table.sort_values((metric, "mean"), ascending=metric == LOSS)
 
 
@@ -74,7 +74,7 @@ def cells(table: pd.DataFrame) -> list[list[str]]:
     """The head and the rows of a leaderboard as text, mean ± deviation in a cell."""
     rows = [["setting", "n", *METRICS]]
     for setting, values in table.iterrows():
-        row = [str(setting), f"{int(values['n'].iloc[0])}"]
+        row = [str(setting), f"{int(values['n', ''])}"]
         for metric in METRICS:
             form = ".1f" if metric == "seconds" else ".3f"
             row.append(" ± ".join(f"{value:{form}}" for value in values[metric] if value == value) or "–")

@@ -28,6 +28,8 @@ def onecycle(
     Either way along half a cosine or a straight line. Smith and Topin, "Super-convergence" (2018). The momentum stays
     as it is.
     """
+    if shape not in ("cos", "linear"):
+        raise ValueError(f"shape={shape}: should be cos or linear")
     peak = warmup_fraction * (total_steps + 1) - 1
 
     def factor(step: int) -> float:
