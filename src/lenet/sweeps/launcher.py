@@ -45,6 +45,8 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if self.jobs > 1:
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        # IPython's %run leaves this out, and multiprocessing reads it.
+        vars(sys.modules["__main__"]).setdefault("__spec__", None)
         # The server loads torch while this process checks the jobs.
         self.processes.set_forkserver_preload(["torch", "lenet.training.run"])
         forkserver.ensure_running()
