@@ -22,6 +22,15 @@ def command(folder: Path) -> str:
     return f"python train.py {shlex.quote(word)}"
 
 
+def advice(folder: Path) -> str:
+    """How a run that was ended continues."""
+    if not (folder / checkpoint.RUN_FILE).exists():
+        return "start it again: there is nothing to resume yet"
+    saved = any((folder / checkpoint.CHECKPOINTS).glob("*.ckpt"))
+    how = "resumes from the last checkpoint" if saved else "starts over: no checkpoint was written"
+    return f"{command(folder)} {how}"
+
+
 def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
     """The settings of the run that `settings.resume` names, with what the overrides may change.
 

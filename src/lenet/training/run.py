@@ -189,9 +189,7 @@ def _ends_in_one_line(folder: Path) -> Iterator[None]:
     except Interrupted as interrupt:
         if interrupt.args:
             raise
-        saved = any(last.parent.glob("*.ckpt"))
-        how = "resumes from the last checkpoint" if saved else "starts over: no checkpoint was written"
-        raise Interrupted(interrupt.signum, f"{resume.command(folder)} {how}") from None
+        raise Interrupted(interrupt.signum, resume.advice(folder)) from None
     except DivergenceError as error:
         left = f"the last good weights are in {last}" if last.exists() else "nothing is saved"
         raise UserError(f"{error}; {left}") from None
@@ -201,8 +199,8 @@ def _ends_in_one_line(folder: Path) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:  # a network's, say, or a defect
             raise
         raise UserError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or let it be written, and"
-            f" {resume.command(folder)} resumes"
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room or let it be written;"
+            f" {resume.advice(folder)}"
         ) from None
     finally:
         threading.excepthook = hook
