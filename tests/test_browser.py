@@ -23,7 +23,7 @@ from lenet.reports.report import write_report
 from lenet.sweeps.leaderboard import read_runs
 from tests.commands import PROJECT
 from tests.conftest import Finished, TrainCommand
-from tests.monitor.training import fit
+from tests.training.small import fit
 
 pytestmark = pytest.mark.long
 

@@ -17,7 +17,7 @@ from lenet.monitor.drawing import confusion
 from lenet.monitor.pictures import Evaluation, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, RunLogger, read_events
 from lenet.training.module import Classifier
-from tests.monitor.training import Noise, fit
+from tests.training.small import Noise, fit
 
 OF_AN_EPOCH = {"val/predictions", "val/confusion", "val/mistakes"}
 NAMES = [f"class {number}" for number in range(10)]

@@ -11,7 +11,7 @@ from lenet.monitor import progress
 from lenet.monitor.progress import Progress
 from lenet.monitor.throughput import Throughput
 from lenet.training.module import Classifier
-from tests.monitor.training import fit
+from tests.training.small import fit
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 from lenet.models import LeNet, stages
 from lenet.monitor.tensorboard import FINAL_TAGS, RunLogger, read_events
-from tests.monitor.training import event_files, fit
+from tests.training.small import event_files, fit
 
 
 def test_fitting_and_testing_write_one_event_file_and_nothing_else(tmp_path: Path) -> None:

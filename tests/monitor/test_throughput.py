@@ -9,7 +9,7 @@ import pytest
 from lenet.models import LeNet
 from lenet.monitor.throughput import Stopwatch, Throughput
 from lenet.training.module import Classifier
-from tests.monitor.training import Noise, fit
+from tests.training.small import Noise, fit
 
 
 class FakeTime:
