@@ -49,11 +49,9 @@ def test_without_a_number_of_epochs(caplog: pytest.LogCaptureFixture) -> None:
     assert second.endswith("trainer.max_steps=6 ends it")
 
 
-def test_into_a_pipe_no_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", pipe)
+def test_into_a_pipe_no_bar_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     fit([Progress()])
-    assert pipe.getvalue() == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
