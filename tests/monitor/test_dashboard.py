@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lenet.monitor.drawing import confusion
 from lenet.monitor.pictures import Evaluation, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, RunLogger, read_events
 from lenet.training.module import Classifier
-from tests.monitor.training import Noise, fit
+from tests.training.small import Noise, fit, scalars
 
 OF_AN_EPOCH = {"val/predictions", "val/confusion", "val/mistakes"}
 NAMES = [f"class {number}" for number in range(10)]
@@ -35,10 +36,6 @@ class Residual(nn.Module):
         hidden = self.first(images).relu()
         scores: Tensor = self.head((hidden + self.norm(self.second(hidden))).relu())
         return scores.mean((2, 3))
-
-
-def normalized() -> LeNet:
-    return LeNet(norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def test_the_confusion_matrix_and_the_projector_show_the_test_images(run: Path, 
     assert np.fromfile(run / "projector" / "points.bytes", np.float32).shape == (24 * 84,)
 
 
-@pytest.mark.parametrize("net", [LeNet, normalized])
+@pytest.mark.parametrize("net", [LeNet, partial(LeNet, norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d, dropout=0.5)])
 def test_drawing_does_not_change_training(tmp_path: Path, net: Callable[[], nn.Module]) -> None:
     states = []
     for callbacks in ([], [Dashboard()]):
@@ -126,7 +123,7 @@ def test_test_images_that_are_evaluated_each_epoch_are_shown_at_the_end(tmp_path
 
 def test_the_figure_has_no_point_where_nothing_was_validated(tmp_path: Path) -> None:
     fit([Dashboard()], RunLogger(tmp_path), max_epochs=3, check_val_every_n_epoch=2)
-    assert [point.step for point in read_events(tmp_path).Scalars("figure/held_out_acc")] == [2]
+    assert [step for step, _ in scalars(tmp_path, "figure/held_out_acc")] == [2]
 
 
 def test_validation_loaders_that_were_not_announced_are_not_drawn(tmp_path: Path) -> None:

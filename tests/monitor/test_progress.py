@@ -11,7 +11,7 @@ from lenet.monitor import progress
 from lenet.monitor.progress import Progress
 from lenet.monitor.throughput import Throughput
 from lenet.training.module import Classifier
-from tests.monitor.training import fit
+from tests.training.small import fit
 
 
 class Terminal(io.StringIO):
@@ -49,11 +49,9 @@ def test_without_a_number_of_epochs(caplog: pytest.LogCaptureFixture) -> None:
     assert second.endswith("trainer.max_steps=6 ends it")
 
 
-def test_into_a_pipe_no_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", pipe)
+def test_into_a_pipe_no_bar_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     fit([Progress()])
-    assert pipe.getvalue() == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,5 @@
 import math
 import os
-import resource
-import signal
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +8,7 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 from lenet.models import LeNet, stages
 from lenet.monitor.tensorboard import FINAL_TAGS, RunLogger, read_events
-from tests.monitor.training import event_files, fit
+from tests.training.small import event_files, fit, largest_file, scalars
 
 
 def test_fitting_and_testing_write_one_event_file_and_nothing_else(tmp_path: Path) -> None:
@@ -32,9 +29,9 @@ def test_a_resumed_run_hides_the_steps_that_it_repeats(tmp_path: Path) -> None:
     logger.log_metrics({"loss": 30.0}, 3)
     logger.flush()
     assert len(event_files(tmp_path)) == 2
-    events = read_events(tmp_path)
-    assert [(point.step, point.value) for point in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("config/text_summary")]
+    assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    summaries = read_events(tmp_path).Tensors("config/text_summary")
+    texts = [event.tensor_proto.string_val[0].decode() for event in summaries]
     assert ["a: 1" in texts[0], "a: 2" in texts[1]] == [True, True]
 
 
@@ -49,7 +46,7 @@ def test_a_damaged_file_counts_up_to_the_damage(tmp_path: Path, damage: str) -> 
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content[:-5] if damage == "truncated" else content)
-    assert [point.step for point in read_events(tmp_path).Scalars("loss")] == [1, 3, 4]
+    assert scalars(tmp_path, "loss") == [(1, 1), (3, 3), (4, 4)]
 
 
 def test_the_graph_is_the_list_of_stages(tmp_path: Path) -> None:
@@ -83,18 +80,6 @@ def test_a_finished_run_is_a_row_of_the_hparams_tab(tmp_path: Path) -> None:
     assert {info.name.tag for info in experiment.metric_infos} == set(FINAL_TAGS)
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """This process can write no file of more than 20 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_reported_by_the_next_event(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
@@ -104,6 +89,6 @@ def test_a_full_disk_is_reported_by_the_next_event(tmp_path: Path) -> None:
             logger.log_metrics({"loss": float(step)}, step)
             logger.flush()
 
-    with pytest.raises(OSError, match=os.strerror(27)):  # the file is too large
+    with largest_file(20_000), pytest.raises(OSError, match=os.strerror(27)):  # the file is too large
         write()
     assert len(read_events(tmp_path).Scalars("loss")) > 100

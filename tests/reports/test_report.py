@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def test_the_command_prints_the_path(commands: Commands, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "none"])
 def test_the_command_refuses_other_folders_in_one_line(commands: Commands, tmp_path: Path, name: str) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({}))
+    (tmp_path / "metrics.json").write_text("{}")
     done = commands.run("scripts/report.py", str(tmp_path / name))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

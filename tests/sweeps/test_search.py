@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +136,7 @@ def test_a_study_of_something_else_is_not_mixed_in(tmp_path: Path) -> None:
         (["tune=lr_bach"], "tune=lr_bach: no such choice; did you mean lr_batch?"),
         (["tune.trials=0"], "tune.trials=0: input should be greater than or equal to 1"),
         (["+tune.space={optimizer.lrr:{low:1,high:2}}"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
-        (
-            ["tune.space={optimizer.lr:{low:2,high:1}}"],
-            "tune.space.optimizer.lr={'low': 2, 'high': 1, 'log': True}: should",
-        ),
+        (["tune.space={optimizer.lr:{low:2,high:1}}"], "optimizer.lr={'low': 2, 'high': 1, 'log': True}: should"),
         (["tune.space={optimizer.lr:{low:-1,log:false}}"], "optimizer.lr=-1: input should be greater than 0"),
         (["tune.storage=sqlite:////proc/none/study.db"], "tune.storage=sqlite:////proc/none/study.db: cannot be used"),
         (["tune.storage=study.db"], "tune.storage=study.db: string should match pattern"),
@@ -149,7 +145,7 @@ def test_a_study_of_something_else_is_not_mixed_in(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_gets_one_line(commands: Commands, tmp_path: Path, overrides: list[str], message: str) -> None:
-    run: subprocess.CompletedProcess[str] = commands.run(TUNE, *SMALL, f"tune.folder={tmp_path / 'study'}", *overrides)
+    run = commands.run(TUNE, *SMALL, f"tune.folder={tmp_path / 'study'}", *overrides)
     assert run.returncode == 1
     assert message in run.stderr
     assert len(run.stderr.splitlines()) == 1

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.tuner import Tuner  # type: ignore[attr-defined]
@@ -20,26 +19,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lenet import Classifier, LeNet, Synthetic
 from lenet.errors import DivergenceError, UserError
+from tests.training.small import trainer
 
 
 def synthetic(**changes: Any) -> Synthetic:
     return Synthetic(**{"train_size": 300, "test_size": 50, "batch_size": 64, "val_size": 90, **changes})
 
 
-def trainer(folder: Path, **changes: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-        "default_root_dir": folder,
-    }  # fmt: skip
-    return pl.Trainer(**{**defaults, **changes})
-
-
 def loader(size: int = 200) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.rand(size, 1, 28, 28), torch.randint(10, (size,))), batch_size=50)
 
 
-def test_a_plain_trainer_trains_twice_in_a_row_and_leaves_signals_logging_and_gc(tmp_path: Path) -> None:
+def test_a_plain_trainer_trains_twice_in_a_row_and_leaves_signals_logging_and_gc() -> None:
     def surroundings() -> tuple[Any, ...]:
         root = logging.getLogger()
         return (
@@ -50,14 +41,14 @@ def test_a_plain_trainer_trains_twice_in_a_row_and_leaves_signals_logging_and_gc
     before = surroundings()
     for _ in range(2):
         module = Classifier(LeNet())
-        trainer(tmp_path, enable_progress_bar=True, num_sanity_val_steps=2).fit(module, synthetic())
+        trainer(max_epochs=1, enable_progress_bar=True, num_sanity_val_steps=2).fit(module, synthetic())
         assert math.isfinite(module.metrics["val/loss"])
     assert surroundings() == before
 
 
-def test_testing_returns_the_metrics(tmp_path: Path) -> None:
+def test_testing_returns_the_metrics() -> None:
     module, data = Classifier(LeNet()), synthetic()
-    (result,) = trainer(tmp_path).test(module, data, verbose=False)
+    (result,) = trainer().test(module, data, verbose=False)
     data.setup()
     images, labels = data.images("test")
     logits = module(images[:, None])
@@ -65,11 +56,11 @@ def test_testing_returns_the_metrics(tmp_path: Path) -> None:
     assert result["test/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
-def test_prediction_gives_a_class_for_each_image(tmp_path: Path) -> None:
+def test_prediction_gives_a_class_for_each_image() -> None:
     module = Classifier(LeNet())
     images: Any = torch.rand(50, 1, 28, 28)
     for data in (loader(), DataLoader(images, batch_size=50)):
-        predictions = trainer(tmp_path).predict(module, data)
+        predictions = trainer().predict(module, data)
         assert predictions is not None
         assert predictions[0].shape == (50,)  # type: ignore[union-attr]
         assert predictions[0].dtype == torch.int64  # type: ignore[union-attr]
@@ -77,10 +68,12 @@ def test_prediction_gives_a_class_for_each_image(tmp_path: Path) -> None:
 
 def test_lightnings_finder_of_learning_rates_runs_and_its_choice_is_used(tmp_path: Path) -> None:
     module = Classifier(LeNet(activation=nn.Tanh), partial(SGD, lr=0.1))
-    found = Tuner(trainer(tmp_path)).lr_find(module, loader(2000), num_training=20, early_stop_threshold=None)
+    found = Tuner(trainer(default_root_dir=tmp_path)).lr_find(
+        module, loader(2000), num_training=20, early_stop_threshold=None
+    )
     assert found is not None
     assert found.suggestion() == module.lr
-    run = trainer(tmp_path)
+    run = trainer()
     run.fit(module, loader())
     assert run.optimizers[0].param_groups[0]["lr"] == module.lr
 
@@ -89,7 +82,7 @@ def test_lightnings_finder_of_learning_rates_runs_and_its_choice_is_used(tmp_pat
     "net", [LeNet(), LeNet(activation=nn.Tanh, channels=(4, 8), hidden=(30,)), LeNet(norm=nn.BatchNorm2d, dropout=0.1)]
 )
 def test_a_checkpoint_loads_without_arguments(net: LeNet, tmp_path: Path) -> None:
-    module, run = Classifier(net, partial(SGD, lr=0.1)), trainer(tmp_path)
+    module, run = Classifier(net, partial(SGD, lr=0.1)), trainer()
     run.fit(module, synthetic())
     run.save_checkpoint(tmp_path / "some.ckpt")
     loaded = Classifier.load_from_checkpoint(tmp_path / "some.ckpt", weights_only=True)
@@ -98,7 +91,7 @@ def test_a_checkpoint_loads_without_arguments(net: LeNet, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_a_network_that_was_edited_is_refused(tmp_path: Path) -> None:
-    module, run = Classifier(LeNet()), trainer(tmp_path)
+    module, run = Classifier(LeNet()), trainer()
     module.net.act1 = nn.Tanh()
     run.fit(module, synthetic())
     run.save_checkpoint(tmp_path / "some.ckpt")
@@ -123,23 +116,21 @@ class BreaksAt(nn.Module):
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(1, 1), (4, 1), (7, 2)])
-def test_a_loss_that_became_nan_stops_training_and_names_its_step(step: int, epoch: int, tmp_path: Path) -> None:
+def test_a_loss_that_became_nan_stops_training_and_names_its_step(step: int, epoch: int) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), BreaksAt(step))  # four steps an epoch
     with pytest.raises(DivergenceError, match=rf"step {step}, in epoch {epoch},.* 0\.01; .*optimizer\.lr"):
-        trainer(tmp_path, max_epochs=3).fit(
-            Classifier(net, partial(SGD, lr=0.01), blocks=True), datamodule=synthetic(block_steps=2)
-        )
+        trainer(max_epochs=3).fit(Classifier(net, partial(SGD, lr=0.01), blocks=True), synthetic(block_steps=2))
 
 
 @pytest.mark.parametrize("block_steps", [2, 3, 100])
-def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(block_steps: int, tmp_path: Path) -> None:
+def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(block_steps: int) -> None:
     found = []
     for steps in (1, block_steps):
         torch.manual_seed(0)
         schedule = partial(ExponentialLR, gamma=0.5)
         net = LeNet(dropout=0.2)
         module = Classifier(net, partial(SGD, lr=0.5), schedule, fuse=False, blocks=steps > 1, seed=0)
-        run = trainer(tmp_path, max_epochs=2)
+        run = trainer()
         run.fit(module, datamodule=synthetic(block_steps=steps))
         found.append((module, run.global_step))
     (one, its_steps), (other, steps) = found

@@ -1,18 +1,16 @@
 """Runs that are ended early and resumed: the same numbers, bit for bit, as if nothing had happened."""
 
 import os
-import resource
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
-from lenet.config import Settings, compose_settings
+from lenet.config import compose_settings
 from lenet.errors import UserError
 from lenet.signals import Interrupted
 from lenet.training.checkpoint import read
@@ -21,6 +19,7 @@ from lenet.training.run import run
 from tests.commands import Commands, wait_for
 from tests.conftest import Finished, TrainCommand
 from tests.stress.sameness import differences
+from tests.training.small import at, largest_file
 
 # 14 steps an epoch, in blocks of 4: so each epoch ends with a smaller one.
 SMALL = (
@@ -34,22 +33,11 @@ class CrashError(Exception):
     """Stands for a run that is killed: nothing is saved or closed for it."""
 
 
-class At(pl.Callback):
-    """Does something at the start of an epoch, counted from 1."""
-
-    def __init__(self, epoch: int, act: Callable[[], object]) -> None:
-        self.epoch, self.act = epoch, act
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 == self.epoch:
-            self.act()
-
-
-def crash() -> None:
+def crash(_: object) -> None:
     raise CrashError
 
 
-def terminate() -> None:
+def terminate(_: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -58,13 +46,9 @@ def start(folder: Path, *overrides: str, callback: pl.Callback | None = None) ->
     return run(compose_settings(*SMALL, *overrides), folder, [callback] if callback else [], introduce=False)
 
 
-def resumed_settings(folder: Path, *overrides: str) -> Settings:
-    words = [f"resume={folder}", *overrides]
-    return resumed(compose_settings(*words), words)
-
-
 def resume(folder: Path, *overrides: str, callback: pl.Callback | None = None) -> dict[str, Any]:
-    return run(resumed_settings(folder, *overrides), folder, [callback] if callback else [])
+    words = [f"resume={folder}", *overrides]
+    return run(resumed(compose_settings(*words), words), folder, [callback] if callback else [])
 
 
 VARIANTS = {
@@ -90,7 +74,7 @@ QUICK = ("sgd", "single batches")
 def test_a_run_that_was_asked_to_end_goes_on_to_the_same_numbers(tmp_path: Path, variant: str) -> None:
     start(tmp_path / "whole", *VARIANTS[variant])
     with pytest.raises(Interrupted) as ended:
-        start(tmp_path / "ended", *VARIANTS[variant], callback=At(2, terminate))
+        start(tmp_path / "ended", *VARIANTS[variant], callback=at(2, terminate))
     assert ended.value.signum == signal.SIGTERM
     assert f"resume={tmp_path / 'ended'}" in str(ended.value)
     assert read(tmp_path / "ended" / "checkpoints" / "last.ckpt")["epoch"] == 1  # the epoch was finished
@@ -104,10 +88,10 @@ def test_a_run_that_was_killed_several_times_goes_on_from_what_was_saved(tmp_pat
     variant = ("optimizer=adam", f"checkpoint.every_seconds={every_seconds}")
     start(tmp_path / "whole", *variant)
     with pytest.raises(CrashError):
-        start(tmp_path / "killed", *variant, callback=At(2, crash))
+        start(tmp_path / "killed", *variant, callback=at(2, crash))
     for epoch in (2, 3):
         with pytest.raises(CrashError):
-            resume(tmp_path / "killed", callback=At(epoch, crash))
+            resume(tmp_path / "killed", callback=at(epoch, crash))
     resume(tmp_path / "killed")
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
@@ -117,7 +101,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was ended after two epochs of four; its folder is to be copied."""
     folder = tmp_path_factory.mktemp("half") / "run"
     with pytest.raises(Interrupted):
-        start(folder, callback=At(2, terminate))
+        start(folder, callback=at(2, terminate))
     return folder
 
 
@@ -126,10 +110,7 @@ def copy(half: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(half, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["seed=1", "optimizer.lr=0.1", "model=lenet_relu", "trainer.max_steps=3", "~loss"],
-)
+@pytest.mark.parametrize("override", ["seed=1", "optimizer.lr=0.1", "model=lenet_relu", "trainer.max_steps=3", "~loss"])
 def test_nothing_but_the_epochs_and_the_device_can_be_changed(half: Path, override: str) -> None:
     with pytest.raises(UserError, match=r"trainer\.max_epochs and device") as refused:
         resumed(compose_settings(f"resume={half}"), [f"resume={half}", override])
@@ -145,13 +126,8 @@ def test_more_epochs_give_what_a_run_of_so_many_gives(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_what_was_saved_goes_on(copy: Path, half: Path, tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # no file can be larger: a checkpoint is
-    try:
-        with pytest.raises(UserError, match=rf"ckpt: cannot be written .*resume={copy}"):
-            resume(copy)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with largest_file(100_000), pytest.raises(UserError, match=rf"ckpt: cannot be written .*resume={copy}"):
+        resume(copy)  # a checkpoint is larger
     resume(copy)
     whole = shutil.copytree(half, tmp_path / "whole")
     resume(whole)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +14,7 @@ from torch.optim import SGD
 from lenet import Classifier, LeNet, Synthetic
 from lenet.fast import CompiledNetwork
 from lenet.training.step import FusedStep, PlainStep, Sums, compare
+from tests.training.small import at, fit
 
 IMAGES = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(1))
@@ -75,18 +75,6 @@ class OwnLoss(Classifier):
         return 0.5 * F.cross_entropy(logits, labels)
 
 
-class At(pl.Callback):
-    """Edits the module at the start of the second epoch."""
-
-    def __init__(self, edit: Callable[[Any], object]) -> None:
-        self.edit = edit
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            torch.manual_seed(1)
-            self.edit(pl_module)
-
-
 def replace(name: str, layer: Callable[[], nn.Module]) -> Callable[[Any], object]:
     return lambda module: setattr(module.net, name, layer())
 
@@ -131,17 +119,12 @@ MODULES: dict[str, Callable[[bool], Classifier]] = {
 }
 
 
-def fit(module: Classifier, folder: Path, *callbacks: pl.Callback) -> Classifier:
-    trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder, callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.fit(module, datamodule=Synthetic(**SMALL))
-    return module
+def train(module: Classifier, *callbacks: pl.Callback) -> Classifier:
+    return fit(callbacks, data=Synthetic(**SMALL), module=module)
 
 
-def assert_trains_alike(make: Callable[[bool], Classifier], folder: Path, *callbacks: pl.Callback) -> None:
-    fused, plain = (fit(make(fuse), folder, *callbacks) for fuse in (True, False))
+def assert_trains_alike(make: Callable[[bool], Classifier], *callbacks: pl.Callback) -> None:
+    fused, plain = (train(make(fuse), *callbacks) for fuse in (True, False))
     for tag in ("train/loss", "train/acc", "val/loss"):
         assert fused.metrics[tag] == pytest.approx(plain.metrics[tag], rel=2e-3, abs=2e-3), tag
     for name, expected in plain.state_dict().items():
@@ -149,18 +132,16 @@ def assert_trains_alike(make: Callable[[bool], Classifier], folder: Path, *callb
 
 
 @pytest.mark.compiled
-def test_lenet_as_published_is_trained_by_the_kernels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    step = fit(classifier(), tmp_path)._step
+def test_lenet_as_published_is_trained_by_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
+    step = train(classifier())._step
     assert isinstance(step, FusedStep)
     assert step.network.is_whole
     assert not [line for line in caplog.messages if "fuse=true" in line]
 
 
 @pytest.mark.compiled
-def test_another_loss_is_trained_by_pytorch_and_one_line_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    step = fit(classifier(loss=Doubled()), tmp_path)._step
+def test_another_loss_is_trained_by_pytorch_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    step = train(classifier(loss=Doubled()))._step
     assert type(step) is PlainStep
     assert len([line for line in caplog.messages if "fuse=true" in line and "loss" in line]) == 1
 
@@ -175,9 +156,14 @@ def test_equal_pixels_do_not_make_the_kernels_look_wrong() -> None:
         assert compare(PlainStep(module), step, images, torch.randint(10, (64,))) is None
 
 
-def edited(edit: str, fuse: bool) -> Classifier:
+def edit(name: str, module: Classifier) -> None:
+    torch.manual_seed(1)  # with kernels and without, the new layers are the same
+    EDITS[name](module)
+
+
+def edited(name: str, fuse: bool) -> Classifier:
     module = classifier(fuse)
-    EDITS[edit](module)
+    edit(name, module)
     return module
 
 
@@ -189,10 +175,10 @@ MAKERS: dict[str, Callable[[bool], Classifier]] = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_was_edited_trains_alike(name: str, tmp_path: Path) -> None:
-    assert_trains_alike(MAKERS[name], tmp_path)
+def test_what_was_edited_trains_alike(name: str) -> None:
+    assert_trains_alike(MAKERS[name])
 
 
-@pytest.mark.parametrize("edit", EDITS)
-def test_what_is_edited_during_training_trains_alike(edit: str, tmp_path: Path) -> None:
-    assert_trains_alike(classifier, tmp_path, At(EDITS[edit]))
+@pytest.mark.parametrize("name", EDITS)
+def test_what_is_edited_during_training_trains_alike(name: str) -> None:
+    assert_trains_alike(classifier, at(2, partial(edit, name)))

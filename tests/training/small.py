@@ -1,14 +1,18 @@
-"""A small training run in this process, for what looks at runs from outside."""
+"""A small training run in this process, and what may happen to it."""
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader, TensorDataset
 
 from lenet.models import LeNet
+from lenet.monitor.tensorboard import read_events
 from lenet.training.module import Classifier
 
 
@@ -35,6 +39,15 @@ class Noise(pl.LightningDataModule):
         return self.loader(24)
 
 
+def trainer(**arguments: Any) -> pl.Trainer:
+    """For two epochs, without files and output, unless the arguments say otherwise."""
+    defaults: dict[str, Any] = {
+        "max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 1,
+    }  # fmt: skip
+    return pl.Trainer(**(defaults | arguments))
+
+
 def fit(
     callbacks: Sequence[pl.Callback],
     logger: Any = False,
@@ -46,19 +59,37 @@ def fit(
     """Train for two epochs of four steps, unless arguments of the Trainer say otherwise."""
     torch.manual_seed(0)
     data, module = data or Noise(), module or Classifier(LeNet(), seed=0)
-    defaults: dict[str, Any] = {
-        "max_epochs": 2,
-        "accelerator": "cpu",
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 1,
-    }
-    trainer = pl.Trainer(callbacks=list(callbacks), logger=logger, **(defaults | arguments))
-    trainer.fit(module, datamodule=data)
+    run = trainer(callbacks=list(callbacks), logger=logger, **arguments)
+    run.fit(module, datamodule=data)
     if test:
-        trainer.test(module, datamodule=data, verbose=False)
+        run.test(module, datamodule=data, verbose=False)
     return module
+
+
+def at(epoch: int, act: Callable[[Any], object]) -> pl.Callback:
+    """A callback that does something with the module at the start of an epoch, counted from 1."""
+
+    def start(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == epoch:
+            act(module)
+
+    return LambdaCallback(on_train_epoch_start=start)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """This process can write no file of more bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """(step, value) of each point in TensorBoard."""
+    return [(point.step, point.value) for point in read_events(folder).Scalars(tag)]
 
 
 def event_files(folder: Path) -> list[Path]:
