@@ -1,6 +1,7 @@
 """LeNet on Fashion-MNIST, to learn from and to start from.
 
-As a library: `from lenet import LeNet, Classifier, FashionMNIST`, and a plain `lightning.Trainer` trains.
+As a library: `from lenet import LeNet, Classifier, FashionMNIST`, and a plain `lightning.Trainer` trains;
+`lenet.load(PATH)` is the trained network.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lenet.data import FashionMNIST, Synthetic
+    from lenet.inference import load
     from lenet.models import LeNet
     from lenet.training.module import Classifier
 
-__all__ = ["Classifier", "FashionMNIST", "LeNet", "Synthetic"]
+__all__ = ["Classifier", "FashionMNIST", "LeNet", "Synthetic", "load"]
 
-_HOMES = {"Classifier": "training.module", "FashionMNIST": "data", "LeNet": "models", "Synthetic": "data"}
+_HOMES = {
+    "Classifier": "training.module",
+    "FashionMNIST": "data",
+    "LeNet": "models",
+    "Synthetic": "data",
+    "load": "inference",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -120,6 +120,8 @@ class Settings(Section):
     dashboard: Literal["full", "minimal"]
     precision: Literal["float32", "bf16"]
     init: Literal["xavier_uniform", "none"]
+    init_from: Text | None = None
+    init_from_strict: bool = True
     layers: dict[str, Any]
     model: ClassSection
     loss: RangedSection

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lenet.fast.autograd import ConvBlock, Unpack, pack
 from lenet.fast.kernels import ACTIVATIONS, POOLINGS, as_c, call, empty, is_readable, lanes, readable
+from lenet.models import LeNet
 
 WEIGHTS = ((6, 1, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84))
 """The shapes that kernels.c was compiled for; a bias has the first size."""
@@ -125,7 +126,10 @@ class CompiledNetwork:
 
 
 def _match(net: nn.Module) -> Plan:
-    own = type(net).__call__ is not nn.Module.__call__ or type(net).forward is not nn.Sequential.forward
+    own = type(net).__call__ is not nn.Module.__call__ or type(net).forward not in (
+        nn.Sequential.forward,
+        LeNet.forward,
+    )
     if not isinstance(net, nn.Sequential) or own or "forward" in vars(net) or _has_hooks(net):
         raise UnsuitableError(f"{type(net).__name__} is not a plain nn.Sequential without hooks")
     layers, stages = deque(net), []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lenet.errors import UserError
 
@@ -55,6 +55,7 @@ class LeNet(nn.Sequential):
             channels=list(channels), kernel_size=kernel_size, hidden=list(hidden), activation=activation, pool=pool,
             norm=norm, hidden_norm=hidden_norm, dropout=dropout, in_channels=in_channels, classes=classes, conv=conv,
         )  # fmt: skip
+        self.in_channels = in_channels
         first, second = channels
         padding = kernel_size // 2
         size = (28 + 2 * padding - kernel_size + 1) // 2  # 28 → 14
@@ -86,6 +87,13 @@ class LeNet(nn.Sequential):
                 self.add_module(f"drop{number}", nn.Dropout(dropout))
             width = outputs
         self.add_module(f"fc{len(hidden) + 1}", nn.Linear(width, classes))  # 10
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (self.in_channels, 28, 28):
+            wanted = f"(N, {self.in_channels}, 28, 28)"
+            raise UserError(f"images: have the shape {tuple(images.shape)}; LeNet takes {wanted}")
+        logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+        return logits
 
 
 def _described(**arguments: Any) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lenet.models.lenet import LeNet
+
 
 class LayerRow(NamedTuple):
     """One row of the table: a layer of the network; output_shape is that for one image."""
@@ -37,7 +39,9 @@ def stages(net: nn.Module, input_shape: Sequence[int] = (1, 28, 28)) -> list[Lay
     """
     rows: list[LayerRow] = []
     names = {module: name for name, module in net.named_modules() if not any(module.children())}
-    is_sequence = type(net).forward is nn.Sequential.forward and len(names) == len(list(net.children()))
+    is_sequence = type(net).forward in (nn.Sequential.forward, LeNet.forward) and len(names) == len(
+        list(net.children())
+    )
     field, distance = [1, 1], [1, 1]
 
     def describe(layer: nn.Module, _: Any, output: Any) -> None:

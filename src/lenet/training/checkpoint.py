@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lenet.errors import UserError, printable
+from lenet.errors import UserError, flat, printable
 from lenet.files import read_json, write_json, write_whole
 from lenet.monitor.throughput import TimedCallback
 from lenet.training.module import Classifier
@@ -54,18 +54,31 @@ class WholeFileIO(TorchCheckpointIO):
         return read(Path(path), map_location)
 
 
-def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def file_of(path: Path) -> Path:
+    """The last checkpoint in a run's folder, or the file itself; a UserError if there is none."""
+    file = path / CHECKPOINTS / LAST if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: has no checkpoint; name a run's folder, such as outputs/DATE/TIME, or a .ckpt file")
+    return file
+
+
+def read(path: Path, map_location: Any = "cpu", needs_checksum: bool = True) -> dict[str, Any]:
     """The checkpoint in a file: tensors and plain values. Nothing in the file is executed.
 
-    Raises a UserError if it cannot be read, is damaged, or is no checkpoint.
+    What another program has saved has no checksum. Raises a UserError if the file cannot be read, is damaged, or is no
+    checkpoint.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if content[-COMMENT_SIZE:] != _sha256(content[:-COMMENT_SIZE]):
+    needs_checksum = needs_checksum or content[-COMMENT_SIZE:].startswith(b"sha256:")
+    if needs_checksum and content[-COMMENT_SIZE:] != _sha256(content[:-COMMENT_SIZE]):
         raise UserError(f"{path}: is damaged: its checksum is not that of its content")
-    return dict(torch.load(io.BytesIO(content), map_location=map_location, weights_only=True))
+    try:
+        return dict(torch.load(io.BytesIO(content), map_location=map_location, weights_only=True))
+    except Exception as error:  # torch.load raises many kinds
+        raise UserError(f"{path}: is no checkpoint, or a damaged one ({flat(error)})") from None
 
 
 def find(folder: Path) -> Path | None:

@@ -285,11 +285,14 @@ class Classifier(pl.LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = getattr(self.trainer, "datamodule", None)
         checkpoint[STATE] = {
             "metrics": dict(self.metrics),
             "best_val_acc": self.best_val_acc,
             "images_trained": self.images_trained,
             "network": repr(self.net),
+            "class_names": list(getattr(data, "class_names", [])),
+            "image_shape": list(getattr(data, "image_shape", [])),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

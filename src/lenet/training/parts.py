@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ti
 from lenet.classes import arguments_of, build, completed
 from lenet.config import Settings
 from lenet.errors import UserError, did_you_mean, flat
+from lenet.training import checkpoint
 from lenet.training.module import Classifier
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifie
     """The module for a data module, its weights drawn anew."""
     offered = {"in_channels": getattr(data, "image_shape", (None,))[0], "classes": getattr(data, "classes", None)}
     known = {name: value for name, value in offered.items() if value is not None}
-    return Classifier(
+    classifier = Classifier(
         completed("model", settings.section("model"), **known),
         settings.section("optimizer"),
         settings.section("scheduler") or None,
@@ -57,6 +58,28 @@ def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifie
         blocks=getattr(data, "block_steps", 1) > 1,
         seed=settings.seed,
     )
+    if settings.init_from is not None and settings.resume is None:
+        _take_weights(classifier, settings.init_from, settings.init_from_strict)
+    return classifier
+
+
+def _take_weights(classifier: Classifier, source: str, strict: bool) -> None:
+    """Give the network the weights of another run; if not strict, those of the same name and shape."""
+    try:
+        path = checkpoint.file_of(Path(source).expanduser())
+        given = checkpoint.read(path, needs_checksum=False)["state_dict"]
+    except UserError as error:
+        raise UserError(f"init_from={error}") from None
+    own = classifier.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    odd = sorted((given.keys() | own.keys()) - fitting.keys())
+    if strict and odd:
+        raise UserError(
+            f"init_from={source}: {odd[0]} is not as in this network; init_from_strict=false takes the weights that fit"
+        )
+    if not fitting:
+        raise UserError(f"init_from={source}: none of its weights fits this network")
+    classifier.load_state_dict(fitting, strict=False)
 
 
 def trainer_of(settings: Settings, **arguments: Any) -> pl.Trainer:

@@ -46,7 +46,7 @@ def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
         if key not in CHANGEABLE and section != "device":
             raise UserError(
                 f"{word}: a resumed run keeps its configuration, but for trainer.max_epochs and device; leave it out,"
-                " or start a new run without resume"
+                f" or start a new run from its weights: init_from={folder}"
             )
         if key == "device":
             saved["device"] = device

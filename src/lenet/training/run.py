@@ -153,6 +153,8 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
         if rows and settings.resume is None and introduce:
             log.info("%s", table(rows))
         place = f" (resumes from {start.name})" if start else " (has no checkpoint yet, starts over)"
+        if settings.init_from and settings.resume is None:
+            log.info("Begins with the weights of %s", settings.init_from)
         log.info("Run folder: %s%s", folder, place if settings.resume else "")
         if board is not None:
             board.describe(OmegaConf.to_yaml(settings.plain), rows, shape or ())

@@ -1,0 +1,49 @@
+"""Evaluate trained runs: loss, accuracy, accuracy of each class, calibration error, confusion matrix.
+
+    python scripts/evaluate.py outputs/DATE/TIME                        on the test images
+    python scripts/evaluate.py RUN RUN --ensemble                       side by side, and together
+    python scripts/evaluate.py RUN --split val
+    python scripts/evaluate.py RUN --data synthetic                     on another data set of the same shape
+
+A run is a folder, or a checkpoint in it. evaluation.json and confusion.png are written into each run's folder, those of
+an ensemble into the current folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lenet.cli import one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--split", choices=["test", "val"], default="test", help="default: test")
+    parser.add_argument("--data", metavar="CHOICE", help="a choice of the group data; default: the run's own")
+    parser.add_argument("--ensemble", action="store_true", help="also the mean of the runs' probabilities")
+    arguments = parser.parse_args()
+
+    from lenet.inference import load  # torch loads here; a mistyped argument need not wait for that
+    from lenet.inference.evaluate import data_of, ensemble, evaluate, save, table
+
+    evaluations = []
+    for run in arguments.runs:
+        folder = run if run.is_dir() else run.parent.parent
+        found = evaluate(str(run), load(run), data_of(folder, arguments.data), arguments.split)
+        save(found, folder)
+        evaluations.append(found)
+    if arguments.ensemble:
+        evaluations.append(ensemble(evaluations))
+        save(evaluations[-1], Path())
+    rows = table(evaluations)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

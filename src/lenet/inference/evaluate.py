@@ -1,0 +1,112 @@
+"""What a trained network does on a data set: loss, accuracy of each class, calibration, confusion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+from lenet.classes import build
+from lenet.config import compose_settings
+from lenet.errors import UserError
+from lenet.files import write_json
+from lenet.inference.model import TrainedNetwork
+from lenet.monitor.drawing import confusion
+from lenet.training import checkpoint
+from lenet.training.step import Sums
+
+BINS = 15
+"""Of the calibration error: Guo et al., "On calibration of modern neural networks" (2017)."""
+
+
+@dataclass
+class Evaluation:
+    """Of one network, or of an ensemble, on one data set."""
+
+    name: str
+    classes: Sequence[str]
+    loss: float  # mean over the images
+    probabilities: Tensor  # (N, classes)
+    labels: Tensor  # (N,)
+
+    @property
+    def confusion(self) -> Tensor:
+        """How many images of a class (row) were taken for one (column): (classes, classes)."""
+        return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.classes))
+
+    def measures(self) -> dict[str, Any]:
+        """The numbers, as plain values."""
+        counts = self.confusion.double()
+        by_class = (counts.diagonal() / counts.sum(dim=1)).tolist()
+        right = int((self.probabilities.argmax(dim=1) == self.labels).sum())
+        return {
+            "images": len(self.labels),
+            "loss": self.loss,
+            "acc": right / len(self.labels),
+            "calibration_error": float(
+                multiclass_calibration_error(self.probabilities, self.labels, len(self.classes), n_bins=BINS)
+            ),
+            "acc_by_class": dict(zip(self.classes, by_class, strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def data_of(run: Path, choice: str | None = None) -> LightningDataModule:
+    """The data set that a run was trained on, or another one: a choice of the group data, such as `synthetic`."""
+    section = compose_settings(f"data={choice}").section("data") if choice else None
+    data: LightningDataModule = build("data", section or checkpoint.read_run(run)["settings"]["data"])
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+@torch.inference_mode()
+def evaluate(name: str, net: TrainedNetwork, data: LightningDataModule, split: str = "test") -> Evaluation:
+    """Evaluate a network as the end of a run does: the same numbers, to the last digit on the same machine.
+
+    The split is "test" or "val". Raises a UserError if that has no images, or they do not fit the network.
+    """
+    loaders = data.test_dataloader() if split == "test" else data.val_dataloader()
+    loader = loaders[0] if isinstance(loaders, list) and loaders else loaders
+    sums, probabilities, labels = Sums(), [], []
+    for images, truth in loader:
+        logits = net(images)
+        sums.add(net.classifier.loss(logits, truth), logits, truth)
+        probabilities.append(logits.softmax(dim=1))
+        labels.append(truth)
+    if not labels:
+        raise UserError(f"{name}: its data set has no images of the split {split}")
+    sums.read()
+    return Evaluation(name, net.classes, sums.mean_loss, torch.cat(probabilities), torch.cat(labels))
+
+
+def ensemble(members: Sequence[Evaluation]) -> Evaluation:
+    """The mean of the members' probabilities; they have to be of the same images."""
+    first = members[0]
+    if any(not torch.equal(each.labels, first.labels) for each in members):
+        raise UserError("--ensemble: the runs are of different data sets; name one for all with --data")
+    mean = torch.stack([each.probabilities for each in members]).mean(dim=0)
+    loss = float(-mean[torch.arange(len(mean)), first.labels].log().double().mean())
+    return Evaluation("ensemble", first.classes, loss, mean, first.labels)
+
+
+def table(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """The head and the rows of a comparison: a column for each evaluation."""
+    measured: list[Mapping[str, Any]] = [each.measures() for each in evaluations]
+    rows = [["", *(each.name for each in evaluations)]]
+    rows.append(["images", *(f"{each['images']:,}" for each in measured)])
+    for key, label in (("loss", "loss"), ("acc", "accuracy"), ("calibration_error", "calibration error")):
+        rows.append([label, *(f"{each[key]:.4f}" for each in measured)])
+    for name in evaluations[0].classes:
+        rows.append([name, *(f"{each['acc_by_class'].get(name, float('nan')):.3f}" for each in measured)])
+    return rows
+
+
+def save(evaluation: Evaluation, folder: Path) -> None:
+    """Write evaluation.json and confusion.png into a folder."""
+    write_json(folder / "evaluation.json", evaluation.measures())
+    confusion(evaluation.confusion.numpy(), evaluation.classes).save(folder / "confusion.png")

@@ -1,0 +1,71 @@
+"""`lenet.load(PATH)`: the network of a run or a checkpoint, ready for use.
+
+net = lenet.load("outputs/DATE/TIME")
+labels, probabilities = net.predict(images)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lenet.errors import UserError
+from lenet.training import checkpoint
+from lenet.training.module import STATE, Classifier
+
+BATCH_SIZE = 1000
+
+
+class TrainedNetwork(nn.Module):
+    """A trained network in eval mode: `classifier` with its `classes`, which are the names of its outputs."""
+
+    def __init__(self, classifier: Classifier, classes: Sequence[str], image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier, self.classes, self.image_shape = classifier, tuple(classes), tuple(image_shape)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (H, W), (N, H, W) or (N, C, H, W): bytes 0–255, or floats in [0, 1].
+
+        Raises a UserError if the images have another shape.
+        """
+        channels, height, width = self.image_shape
+        batch = images[None] if images.dim() == 2 else images
+        batch = batch[:, None] if batch.dim() == 3 and channels == 1 else batch
+        if batch.shape[1:] != self.image_shape:
+            forms = f"(N, {channels}, {height}, {width})"
+            forms = f"({height}, {width}), (N, {height}, {width}) or {forms}" if channels == 1 else forms
+            raise UserError(f"images: have the shape {tuple(images.shape)}; the network takes {forms}")
+        logits: Tensor = self.classifier(batch.to(self.classifier.device))
+        return logits
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The classes (N,) of images, and the probabilities (N, classes) of all classes; images as in `forward`."""
+        batches = torch.split(images[None] if images.dim() == 2 else images, BATCH_SIZE)
+        probabilities = torch.cat([self(batch).softmax(dim=1) for batch in batches])
+        return probabilities.argmax(dim=1), probabilities
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork:
+    """The network of a run's folder, as it was after the last epoch, or of a checkpoint; from any machine.
+
+    Nothing in the file is executed. Raises a UserError if there is no checkpoint, it is damaged, or it does not say
+    which network it is of.
+    """
+    content = checkpoint.read(checkpoint.file_of(Path(path).expanduser()), needs_checksum=False)
+    parts: dict[str, Any] = dict(content.get("hyper_parameters", {}))
+    if not parts.get("net"):
+        raise UserError(
+            f"{path}: does not say which network it is of; use Classifier.load_from_checkpoint(PATH, net=NETWORK)"
+        )
+    classifier = Classifier(parts["net"], loss=parts.get("loss"), init="none")
+    try:
+        classifier.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its network: {error}") from None
+    state = content.get(STATE, {})
+    names = state.get("class_names") or [str(number) for number in range(len(list(classifier.parameters())[-1]))]
+    return TrainedNetwork(classifier.to(device), names, state.get("image_shape") or (1, 28, 28))
