@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lenet.config import compose_config, compose_settings
 from tests.commands import PROJECT, Commands
+from tests.conftest import Finished
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 EXTEND = PROJECT / "docs" / "extend.md"
@@ -80,11 +81,14 @@ def test_help_and_readme_name_every_choice() -> None:
             assert defaults[folder.name] in (None, line[1].split("|")[0])
 
 
-def test_python_on_the_other_pages_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_on_the_other_pages_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Finished
+) -> None:
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
         for code in blocks(page, "python") if page != EXTEND else ():
             small = code.replace("FashionMNIST()", "Synthetic(train_size=2000, val_size=500)")
+            small = small.replace("outputs/DATE/TIME", str(finished_run.folder))
             exec("from lenet import Synthetic\n" + small, {})  # noqa: S102
 
 
