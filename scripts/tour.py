@@ -1,4 +1,4 @@
-"""A tour of convolution and pooling, C1 to C18, and of a LeNet that is trained at the end.
+"""A tour of convolution and pooling, C0 to C18, and of networks that are trained at the end.
 
     python scripts/tour.py                    printed, and saved with its pictures as outputs/tour.html
     python scripts/tour.py data=synthetic     without the data set
@@ -13,15 +13,21 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from lenet.cli import one_line_errors
 from lenet.config import PROJECT, Settings, compose_settings
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
+from lenet.models import LeNet
 from lenet.reports.page import Page
 from lenet.reports.tour import add_lenet, add_stops
+from lenet.reports.why import add_shifts
 from lenet.training.checkpoint import CHECKPOINTS, LAST, read
-from lenet.training.parts import classifier_of, data_of
+from lenet.training.module import Classifier
+from lenet.training.parts import classifier_of, data_of, trainer_of
 from lenet.training.run import check, run
 
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")
@@ -66,6 +72,23 @@ def add_trained_lenet(page: Page, settings: Settings) -> None:
     classifier.load_state_dict(checkpoint["state_dict"])
     image = data.images("test").images[:1] / 255
     add_lenet(page, classifier.net, image, data.class_names, metrics["test/acc"])
+    if isinstance(classifier.net, LeNet) and data.image_shape == (1, 28, 28):
+        pool = {"_target_": "lenet.reports.why.Subsampling", "_partial_": True}
+        connected = nn.Sequential(nn.Flatten(), nn.Linear(784, 77), nn.ReLU(), nn.Linear(77, 10))
+        nets = {
+            "LeNet": classifier.net.eval(),
+            "LeNet without pooling": trained({**settings.section("model"), "pool": pool}, settings),
+            "fully connected": trained(connected, settings),
+        }
+        add_shifts(page, classifier.net.conv1, nets, data.images("test"))
+
+
+def trained(net: Any, settings: Settings) -> nn.Module:
+    """Another network, trained as the LeNet was."""
+    classifier = Classifier(net, settings.section("optimizer"), loss=settings.section("loss"), seed=settings.seed)
+    trainer = trainer_of(settings, logger=False, enable_checkpointing=False)
+    trainer.fit(classifier, datamodule=data_of(settings))
+    return classifier.net.eval().cpu()
 
 
 if __name__ == "__main__":

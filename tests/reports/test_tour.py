@@ -2,15 +2,18 @@ import pytest
 import torch
 from torch import nn
 
+from lenet.data.synthetic import draw
 from lenet.models import LeNet
 from lenet.reports.page import Page
 from lenet.reports.tour import add_lenet, add_stops
+from lenet.reports.why import Subsampling, add_shifts, shifted
 
 
 def test_the_stops_show_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     add_stops(Page("", "", printed=True))
     printed = capsys.readouterr().out
     for mark, lines in {
+        "C0": ["614,656", "3,025", "near alone       25"],
         "C1": ["19 25", "37 43"],
         "C2": [" 5 11", "23 29"],
         "C3": [" 0  1  0  0  0 -1  0"],
@@ -45,3 +48,27 @@ def test_the_last_stop_shows_what_a_network_has(
     for picture in pictures:
         assert picture in printed
     assert printed.count("[picture: ") == (8 if len(pictures) > 1 else 1)
+
+
+def test_a_layer_without_places_computes_the_same_map_as_a_convolution(capsys: pytest.CaptureFixture[str]) -> None:
+    add_stops(Page("", "", printed=True))
+    section = capsys.readouterr().out.split("\nC0  ")[1].split("\nC1")[0]
+    differences = [float(line.split()[-1]) for line in section.splitlines() if line.startswith("    V[")]
+    assert len(differences) == 3
+    assert max(differences) < 1e-5
+
+
+def test_images_are_shifted_to_the_right_with_zeros_behind() -> None:
+    image = torch.arange(1.0, 7.0).view(2, 3)
+    assert shifted(image, 1).tolist() == [[0, 1, 2], [0, 4, 5]]
+    assert shifted(image, -2).tolist() == [[3, 0, 0], [6, 0, 0]]
+    assert shifted(image, 0).tolist() == image.tolist()
+
+
+def test_the_maps_move_along_and_networks_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    nets = {"LeNet": LeNet(), "without pooling": LeNet(pool=Subsampling)}
+    add_shifts(Page("", "", printed=True), nets["LeNet"].conv1, nets, draw(60, seed=1))
+    printed = capsys.readouterr().out
+    difference = printed.split("away from the edges: ")[1].split()[0]
+    assert float(difference) < 1e-5
+    assert printed.count("61,706") == 2

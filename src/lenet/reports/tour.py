@@ -1,6 +1,7 @@
 """A tour of convolution and pooling: what each operation computes, with its numbers and pictures.
 
-The stops are C1 to C18, then a trained LeNet. lenet.layers computes all values while scripts/tour.py runs.
+The stops are C0 (see why.py) to C18, then trained networks. lenet.layers computes all values while scripts/tour.py
+runs.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from lenet.layers.plane import convolution, cross_correlation
 from lenet.models import stages
 from lenet.monitor.drawing import images, side_by_side
 from lenet.reports.page import Page
+from lenet.reports.why import add_why
 
 X = torch.arange(9.0).view(3, 3)
 K = torch.arange(4.0).view(2, 2)
@@ -27,8 +29,8 @@ EDGE_KERNEL = torch.tensor([[1.0, -1.0]])
 
 
 def add_stops(page: Page) -> None:
-    """Add the stops C1 to C18 to a page."""
-    for chapter in (planes, learning, channels, algorithms, pooling, gradients):
+    """Add the stops C0 to C18 to a page."""
+    for chapter in (add_why, planes, learning, channels, algorithms, pooling, gradients):
         torch.manual_seed(0)
         chapter(page)
 
