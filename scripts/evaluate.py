@@ -32,11 +32,11 @@ def main() -> None:
     for run in arguments.runs:
         folder = run if run.is_dir() else run.parent.parent
         found = evaluate(str(run), load(run), data_of(folder, arguments.data), arguments.split)
-        save(found, folder)
+        print(f"Written: {save(found, folder)}")
         evaluations.append(found)
     if arguments.ensemble:
         evaluations.append(ensemble(evaluations))
-        save(evaluations[-1], Path())
+        print(f"Written: {save(evaluations[-1], Path())}")
     rows = table(evaluations)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:

@@ -83,7 +83,6 @@ _user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1" and not _is_started
 
 def start(main: Callable[[], Any]) -> None:
     """Run train.py's Hydra application, and leave signals, logging and environment as they were."""
-    sys.path.insert(0, str(Path.cwd()))  # for the user's own classes
     root = logging.getLogger()
     before, level, environment = list(root.handlers), root.level, os.environ.get(_HYDRA_RAISES)
     os.environ[_HYDRA_RAISES] = "1"
@@ -110,6 +109,8 @@ def start(main: Callable[[], Any]) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what the user can mend into one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 shows all."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # for the user's own classes
     try:
         yield
         sys.stdout.flush()

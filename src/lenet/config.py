@@ -230,7 +230,8 @@ def no_such_key(key: str) -> str:
     """Why a key is refused, with the one that was probably meant."""
     meant = closest_key(key)
     close = f"; did you mean {meant}?" if meant else ""
-    more = f" A key that the configuration does not list is written +{key}=VALUE." if "." in key else ""
+    start = " A" if close else "; a"
+    more = f"{start} key that the configuration does not list is written +{key}=VALUE." if "." in key else ""
     return f"{key}: no such key{close}{more}"
 
 

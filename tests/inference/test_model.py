@@ -60,7 +60,14 @@ def test_images_are_taken_in_every_form(finished_run: Finished) -> None:
     expected, _ = net.predict(images)
     assert torch.equal(net.predict(images[:, None])[0], expected)
     assert torch.equal(net.predict(images / 255)[0], expected)
-    assert net.predict(images[0])[0].tolist() == expected[:1].tolist()
+    assert torch.equal(net.predict(images.long().numpy())[0], expected)
+    assert net.predict(images[0].tolist())[0].tolist() == expected[:1].tolist()
+
+
+@pytest.mark.parametrize("value", [-1, 256, -0.5, 1.5, float("nan")])
+def test_values_outside_their_range_are_refused(finished_run: Finished, value: float) -> None:
+    with pytest.raises(UserError, match="images: should be whole numbers from 0 to 255, or floats from 0 to 1"):
+        lenet.load(finished_run.folder).predict(torch.full((28, 28), value))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (2, 3, 28, 28), (28,), (1, 2, 2, 28, 28)])

@@ -106,7 +106,8 @@ def table(evaluations: Sequence[Evaluation]) -> list[list[str]]:
     return rows
 
 
-def save(evaluation: Evaluation, folder: Path) -> None:
-    """Write evaluation.json and confusion.png into a folder."""
+def save(evaluation: Evaluation, folder: Path) -> str:
+    """Write evaluation.json and confusion.png into a folder; returns where they are."""
     write_json(folder / "evaluation.json", evaluation.measures())
     confusion(evaluation.confusion.numpy(), evaluation.classes).save(folder / "confusion.png")
+    return f"{folder / 'evaluation.json'}, {folder / 'confusion.png'}"

@@ -26,11 +26,16 @@ class TrainedNetwork(nn.Module):
         self.classifier, self.classes, self.image_shape = classifier, tuple(classes), tuple(image_shape)
         self.requires_grad_(False).eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images (H, W), (N, H, W) or (N, C, H, W): bytes 0–255, or floats in [0, 1].
+    def forward(self, images: Any) -> Tensor:
+        """Logits (N, classes) of images (H, W), (N, H, W) or (N, C, H, W), as a tensor, an array or lists.
 
-        Raises a UserError if the images have another shape.
+        Values are whole numbers from 0 to 255, or floats from 0 to 1. Raises a UserError if images or values are others.
         """
+        images = torch.as_tensor(images)
+        highest = 1 if images.is_floating_point() else 255
+        if not bool(((images >= 0) & (images <= highest)).all()):
+            raise UserError("images: should be whole numbers from 0 to 255, or floats from 0 to 1")
+        images = images if images.is_floating_point() else images.byte()
         channels, height, width = self.image_shape
         batch = images[None] if images.dim() == 2 else images
         batch = batch[:, None] if batch.dim() == 3 and channels == 1 else batch
@@ -42,8 +47,9 @@ class TrainedNetwork(nn.Module):
         return logits
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Any) -> tuple[Tensor, Tensor]:
         """The classes (N,) of images, and the probabilities (N, classes) of all classes; images as in `forward`."""
+        images = torch.as_tensor(images)
         batches = torch.split(images[None] if images.dim() == 2 else images, BATCH_SIZE)
         probabilities = torch.cat([self(batch).softmax(dim=1) for batch in batches])
         return probabilities.argmax(dim=1), probabilities

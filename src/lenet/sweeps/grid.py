@@ -57,7 +57,7 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Check all jobs, run those that are not done yet, and show the leaderboard."""
         jobs = self._plan([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-        if self.config.sweep.resume:
+        if self.config.sweep.resume is not None:
             folder = Path(self.config.sweep.resume).expanduser().absolute()
             check_resumable(folder, jobs)
         else:

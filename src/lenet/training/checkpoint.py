@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lenet.errors import UserError, flat, printable
+from lenet.errors import UserError, printable
 from lenet.files import read_json, write_json, write_whole
 from lenet.monitor.throughput import TimedCallback
 from lenet.training.module import Classifier
@@ -77,8 +77,8 @@ def read(path: Path, map_location: Any = "cpu", needs_checksum: bool = True) -> 
         raise UserError(f"{path}: is damaged: its checksum is not that of its content")
     try:
         return dict(torch.load(io.BytesIO(content), map_location=map_location, weights_only=True))
-    except Exception as error:  # torch.load raises many kinds
-        raise UserError(f"{path}: is no checkpoint, or a damaged one ({flat(error)})") from None
+    except Exception:  # torch.load raises many kinds, with advice that does not apply here
+        raise UserError(f"{path}: is no checkpoint, or a damaged one") from None
 
 
 def find(folder: Path) -> Path | None:

@@ -27,8 +27,8 @@ def advice(folder: Path) -> str:
     if not (folder / checkpoint.RUN_FILE).exists():
         return "start it again: there is nothing to resume yet"
     saved = any((folder / checkpoint.CHECKPOINTS).glob("*.ckpt"))
-    how = "resumes from the last checkpoint" if saved else "starts over: no checkpoint was written"
-    return f"{command(folder)} {how}"
+    how = "to resume from the last checkpoint" if saved else "no checkpoint was written; to start over"
+    return f"{how}: {command(folder)}"  # at the end, where it is easily copied
 
 
 def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
@@ -65,7 +65,7 @@ def finished(settings: Settings) -> str | None:
         if limits.max_steps != -1 and result["steps"] >= limits.max_steps:
             return f"{folder}: is finished; it has done trainer.max_steps={limits.max_steps}, and a new run can do more"
         if result["epochs"] >= limits.max_epochs:
-            return f"{folder}: is finished; trainer.max_epochs=NUMBER trains on"
+            return f"{folder}: has done its {result['epochs']} epochs; a higher trainer.max_epochs trains on"
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no metrics.json, or a damaged one, which is written anew
     return None
