@@ -57,8 +57,13 @@ class Evaluation:
 
 def data_of(run: Path, choice: str | None = None) -> LightningDataModule:
     """The data set that a run was trained on, or another one: a choice of the group data, such as `synthetic`."""
-    section = compose_settings(f"data={choice}").section("data") if choice else None
-    data: LightningDataModule = build("data", section or checkpoint.read_run(run)["settings"]["data"])
+    if choice is not None:
+        section = compose_settings(f"data={choice}").section("data")
+    elif (run / checkpoint.RUN_FILE).exists():
+        section = checkpoint.read_run(run)["settings"]["data"]
+    else:
+        raise UserError(f"{run}: is no run's folder, which would say on what data; name them with --data")
+    data: LightningDataModule = build("data", section)
     data.prepare_data()
     data.setup("test")
     return data
