@@ -1,9 +1,10 @@
 """Why a convolution: the tour's first stop, C0, and at its end what shifted images do to trained networks."""
 
+import io
 from collections.abc import Mapping
 
 import torch
-from plotly import graph_objects as plot
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lenet.data import Images
@@ -93,7 +94,8 @@ def add_shifts(page: Page, convolution: nn.Module, nets: Mapping[str, nn.Module]
         "Whole networks are not that indifferent: their linear layers know places. Here is the accuracy on shifted test"
         " images; no training image was shifted."
     )
-    rows, figure = [], plot.Figure(layout={"template": "plotly_white", "xaxis_title": "shift in pixels", "height": 400})
+    rows, figure = [], Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     for name, net in nets.items():
         size = sum(parameter.numel() for parameter in net.parameters())
         accuracies = []
@@ -102,6 +104,10 @@ def add_shifts(page: Page, convolution: nn.Module, nets: Mapping[str, nn.Module]
             logits = torch.cat([net(batch / 255) for batch in batches])
             accuracies.append((logits.argmax(dim=1) == test.labels).double().mean().item())
         rows.append([name, f"{size:,}", *(f"{accuracy:.3f}" for accuracy in accuracies)])
-        figure.add_scatter(x=list(SHIFTS), y=accuracies, name=name, mode="lines+markers")
+        axes.plot(list(SHIFTS), accuracies, "o-", label=name)
     page.table(["network", "parameters", *(f"{shift:+d}" if shift else "0" for shift in SHIFTS)], rows)
-    page.chart(figure.update_layout(yaxis_title="accuracy"), "Accuracy on test images that were shifted to the right.")
+    axes.set(xlabel="shift to the right, in pixels", ylabel="accuracy")
+    axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    page.picture(drawn.getvalue(), "Accuracy on test images that were shifted to the right.")
