@@ -29,7 +29,7 @@ class TrainedNetwork(nn.Module):
     def forward(self, images: Any) -> Tensor:
         """Logits (N, classes) of images (H, W), (N, H, W) or (N, C, H, W), as a tensor, an array or lists.
 
-        Values are whole numbers from 0 to 255, or floats from 0 to 1. Raises a UserError if images or values are others.
+        Values are whole numbers from 0 to 255, or floats from 0 to 1. Raises a UserError if images or values differ.
         """
         images = torch.as_tensor(images)
         highest = 1 if images.is_floating_point() else 255
