@@ -18,6 +18,7 @@ MISTAKES = {
     "optimzer.lr=1": ["optimzer.lr", "did you mean optimizer.lr"],
     "lr=1": ["lr", "did you mean optimizer.lr"],
     "epochs=3": ["epochs", "did you mean trainer.max_epochs"],
+    "callbacks=0": ["callbacks=0", "early_stopping"],
     "model=lenett": ["model=lenett", "did you mean lenet", "lenet_relu"],
     "+trainer.max_epochs=3": ["trainer.max_epochs", "without the +"],
     "optimizer.lr=0.1,0.5": ["optimizer.lr", "-m"],

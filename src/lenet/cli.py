@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
-from lenet.config import Settings, closest_key, no_such_key, read_settings
+from lenet.config import PROJECT, Settings, closest_key, no_such_key, read_settings
 from lenet.errors import DISK_ERRORS, UserError, did_you_mean, printable
 from lenet.signals import Interrupted, raising
 
@@ -184,12 +184,15 @@ class Preflight(Callback):
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse settings that are written as options; Hydra says what else is wrong."""
+    """Refuse settings that are written as options, and numbers as choices; Hydra says what else is wrong."""
     for word in words:
         key, _, value = word.lstrip("-").partition("=")
         meant = closest_key(key) if word.startswith("--") else None
         if meant is not None:
             raise UserError(f"{word}: settings are written without dashes: {meant}={value or 'VALUE'}")
+        if re.fullmatch(r"null|true|false|[\d.]+", value) and (PROJECT / "conf" / key).is_dir():
+            choices = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
+            raise UserError(f"{word}: no such choice (choose from {', '.join(choices)})")
 
 
 def _one_line(error: Exception) -> str:
