@@ -21,13 +21,13 @@ from lenet.cli import one_line_errors
 from lenet.config import PROJECT, Settings, compose_settings
 from lenet.data import ImageDataModule
 from lenet.errors import UserError
+from lenet.inference import load
 from lenet.models import LeNet
 from lenet.reports.page import Page
 from lenet.reports.tour import add_lenet, add_stops
 from lenet.reports.why import add_shifts
-from lenet.training.checkpoint import CHECKPOINTS, LAST, read
 from lenet.training.module import Classifier
-from lenet.training.parts import classifier_of, data_of, trainer_of
+from lenet.training.parts import data_of, trainer_of
 from lenet.training.run import check, run
 
 DEFAULTS = ("model=lenet_relu", "optimizer=adam", "layers=im2col", "trainer.max_epochs=1")
@@ -65,22 +65,20 @@ def add_trained_lenet(page: Page, settings: Settings) -> None:
     if not isinstance(data, ImageDataModule):
         raise UserError(f"data: the tour needs a data set of images, not {type(data).__name__}; try data=synthetic")
     data.setup()
-    classifier = classifier_of(settings, data)
     with tempfile.TemporaryDirectory() as folder:
         metrics = run(settings, Path(folder))
-        checkpoint = read(Path(folder) / CHECKPOINTS / LAST)
-    classifier.load_state_dict(checkpoint["state_dict"])
+        net = load(folder).classifier.net
     image = data.images("test").images[:1] / 255
-    add_lenet(page, classifier.net, image, data.class_names, metrics["test/acc"])
-    if isinstance(classifier.net, LeNet) and data.image_shape == (1, 28, 28):
+    add_lenet(page, net, image, data.class_names, metrics["test/acc"])
+    if isinstance(net, LeNet) and data.image_shape == (1, 28, 28):
         pool = {"_target_": "lenet.reports.why.Subsampling", "_partial_": True}
         connected = nn.Sequential(nn.Flatten(), nn.Linear(784, 77), nn.ReLU(), nn.Linear(77, 10))
         nets = {
-            "LeNet": classifier.net.eval(),
+            "LeNet": net,
             "LeNet without pooling": trained({**settings.section("model"), "pool": pool}, settings),
             "fully connected": trained(connected, settings),
         }
-        add_shifts(page, classifier.net.conv1, nets, data.images("test"))
+        add_shifts(page, net.conv1, nets, data.images("test"))
 
 
 def trained(net: Any, settings: Settings) -> nn.Module:

@@ -22,7 +22,7 @@ def folder(finished_run: Finished, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_numbers_are_those_of_the_run(finished_run: Finished, split: str) -> None:
-    found = evaluate("run", load(finished_run.folder), data_of(finished_run.folder), split).measures()
+    found = evaluate("run", load(finished_run.folder), data_of(finished_run.folder), split).measures
     assert found["acc"] == finished_run.metrics[f"{split}/acc"]
     assert found["loss"] == pytest.approx(finished_run.metrics[f"{split}/loss"], rel=1e-6)
     assert sum(map(sum, found["confusion"])) == found["images"]
@@ -33,7 +33,7 @@ def evaluation(probabilities: list[list[float]], labels: list[int]) -> Evaluatio
 
 
 def test_accuracy_by_class_confusion_and_calibration() -> None:
-    found = evaluation([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.1]], [0, 0, 1, 1]).measures()
+    found = evaluation([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.1]], [0, 0, 1, 1]).measures
     assert found["acc"] == 0.75
     assert found["acc_by_class"] == {"a": 1.0, "b": 0.5}
     assert found["confusion"] == [[2, 0], [1, 1]]
@@ -42,7 +42,7 @@ def test_accuracy_by_class_confusion_and_calibration() -> None:
 
 def test_an_ensemble_is_the_mean_of_the_probabilities() -> None:
     both = ensemble([evaluation([[0.8, 0.2]], [1]), evaluation([[0.1, 0.9]], [1])])
-    assert both.measures()["acc"] == 1.0
+    assert both.measures["acc"] == 1.0
     assert both.loss == pytest.approx(-torch.tensor(0.55).log().item())
     with pytest.raises(UserError, match="--ensemble"):
         ensemble([evaluation([[0.8, 0.2]], [1]), evaluation([[0.8, 0.2]], [0])])

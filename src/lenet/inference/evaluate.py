@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ class Evaluation:
     probabilities: Tensor  # (N, classes)
     labels: Tensor  # (N,)
 
-    @property
+    @cached_property
     def confusion(self) -> Tensor:
         """How many images of a class (row) were taken for one (column): (classes, classes)."""
         return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.classes))
 
+    @cached_property
     def measures(self) -> dict[str, Any]:
         """The numbers, as plain values."""
         counts = self.confusion.double()
@@ -101,7 +103,7 @@ def ensemble(members: Sequence[Evaluation]) -> Evaluation:
 
 def table(evaluations: Sequence[Evaluation]) -> list[list[str]]:
     """The head and the rows of a comparison: a column for each evaluation."""
-    measured: list[Mapping[str, Any]] = [each.measures() for each in evaluations]
+    measured: list[Mapping[str, Any]] = [each.measures for each in evaluations]
     rows = [["", *(each.name for each in evaluations)]]
     rows.append(["images", *(f"{each['images']:,}" for each in measured)])
     for key, label in (("loss", "loss"), ("acc", "accuracy"), ("calibration_error", "calibration error")):
@@ -113,6 +115,6 @@ def table(evaluations: Sequence[Evaluation]) -> list[list[str]]:
 
 def save(evaluation: Evaluation, folder: Path) -> str:
     """Write evaluation.json and confusion.png into a folder; returns where they are."""
-    write_json(folder / "evaluation.json", evaluation.measures())
+    write_json(folder / "evaluation.json", evaluation.measures)
     confusion(evaluation.confusion.numpy(), evaluation.classes).save(folder / "confusion.png")
     return f"{folder / 'evaluation.json'}, {folder / 'confusion.png'}"

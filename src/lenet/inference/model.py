@@ -31,11 +31,23 @@ class TrainedNetwork(nn.Module):
 
         Values are whole numbers from 0 to 255, or floats from 0 to 1. Raises a UserError if images or values differ.
         """
-        images = torch.as_tensor(images)
+        logits: Tensor = self.classifier(self._batch(images).to(self.classifier.device))
+        return logits
+
+    @torch.inference_mode()
+    def predict(self, images: Any) -> tuple[Tensor, Tensor]:
+        """The classes (N,) of images, and the probabilities (N, classes) of all classes; images as in `forward`."""
+        batches = torch.split(self._batch(images), BATCH_SIZE)
+        logits = torch.cat([self.classifier(batch.to(self.classifier.device)) for batch in batches])
+        probabilities = logits.softmax(dim=1)
+        return probabilities.argmax(dim=1), probabilities
+
+    def _batch(self, given: Any) -> Tensor:
+        """The images, checked, as (N, C, H, W), bytes or floats."""
+        images: Tensor = torch.as_tensor(given)
         highest = 1 if images.is_floating_point() else 255
         if not bool(((images >= 0) & (images <= highest)).all()):
             raise UserError("images: should be whole numbers from 0 to 255, or floats from 0 to 1")
-        images = images if images.is_floating_point() else images.byte()
         channels, height, width = self.image_shape
         batch = images[None] if images.dim() == 2 else images
         batch = batch[:, None] if batch.dim() == 3 and channels == 1 else batch
@@ -43,16 +55,7 @@ class TrainedNetwork(nn.Module):
             forms = f"(N, {channels}, {height}, {width})"
             forms = f"({height}, {width}), (N, {height}, {width}) or {forms}" if channels == 1 else forms
             raise UserError(f"images: have the shape {tuple(images.shape)}; the network takes {forms}")
-        logits: Tensor = self.classifier(batch.to(self.classifier.device))
-        return logits
-
-    @torch.inference_mode()
-    def predict(self, images: Any) -> tuple[Tensor, Tensor]:
-        """The classes (N,) of images, and the probabilities (N, classes) of all classes; images as in `forward`."""
-        images = torch.as_tensor(images)
-        batches = torch.split(images[None] if images.dim() == 2 else images, BATCH_SIZE)
-        probabilities = torch.cat([self(batch).softmax(dim=1) for batch in batches])
-        return probabilities.argmax(dim=1), probabilities
+        return batch if batch.is_floating_point() else batch.byte()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork:
