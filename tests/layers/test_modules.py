@@ -105,6 +105,7 @@ def test_lenet_gives_the_same_logits(algorithm: str, memory_format: torch.memory
     assert (ours - theirs).abs().max() < 1e-5
 
 
+@pytest.mark.long
 @each_algorithm
 def test_lenet_has_the_same_loss_curve_over_20_steps(algorithm: str) -> None:
     images, labels = torch.rand(20, 32, 1, 28, 28), torch.randint(10, (20, 32))
