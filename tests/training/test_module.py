@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.tuner import Tuner  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lenet import Classifier, LeNet, Synthetic
 from lenet.errors import DivergenceError, UserError
+from lenet.layers import Conv2d, MaxPool2d
 from tests.training.small import trainer
 
 
@@ -139,3 +141,25 @@ def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(block_steps:
     assert other.metrics == pytest.approx(one.metrics, rel=1e-5)
     for name, weights in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], weights)
+
+
+@pytest.mark.parametrize("layers", ["builtin", "im2col"])
+def test_compilers_and_torch_func_take_the_classifier(layers: str) -> None:
+    net = LeNet(conv=Conv2d, pool=MaxPool2d, activation=nn.ReLU) if layers == "im2col" else LeNet()
+    module: Any = Classifier(net)
+    images, labels = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8), torch.tensor([1, 2, 3])
+
+    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        return module.loss(functional_call(module, parameters, (images,)), labels)  # type: ignore[no-any-return]
+
+    def loss_of_one(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return loss(parameters, image[None], label[None])
+
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
+    module.loss(compiled(images), labels).backward()
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+    gradients = grad(loss)(parameters, images, labels)
+    each = vmap(grad(loss_of_one), in_dims=(None, 0, 0))(parameters, images, labels)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(each[name].mean(dim=0), parameter.grad, rtol=1e-3, atol=1e-6)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +69,11 @@ def spread(values: Tensor, step: Pair) -> Tensor:
     apart = values.new_zeros(*values.shape[:2], *span(count, step))
     tap(apart, (0, 0), count, step).copy_(values)
     return apart
+
+
+def is_traced(*values: Tensor) -> bool:
+    """Whether a compiler, an exporter or a transformation of torch.func has to see each operation on these tensors."""
+    return torch.compiler.is_compiling() or any(torch.func.debug_unwrap(each) is not each for each in values)
 
 
 def padding_at_edges(padding: Size | str, kernel_size: Pair, stride: Pair, dilation: Pair) -> tuple[int, int, int, int]:

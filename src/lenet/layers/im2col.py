@@ -3,7 +3,7 @@
     output = W @ columns        W: weight as (O, C·k_h·k_w);  columns: each window as (C·k_h·k_w), one for each output
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006).
-`conv2d_by_autograd` is just this, to be read, and to test `conv2d` against.
+`conv2d_by_autograd` is just this: to be read, for compilers and torch.func, and to test `conv2d` against.
 
 `conv2d` is faster, with a backward written by hand. It has the images of the batch side by side, as the innermost
 dimension (H, W, C, N), so that every copy moves N values at a time, and takes a product for each output position:
@@ -20,17 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenet.layers.geometry import Pair, window_count
+from lenet.layers.geometry import Pair, is_traced, positions, tap, window_count
 
 
 def unrolled(input: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
     """Every window of (N, C, H, W) as a column of a matrix (N, C·k_h·k_w, H'·W'). Windows overlap, so this copies."""
-    input = input.contiguous()
-    *outer, height, width = input.stride()
     count = window_count(input.shape, kernel_size, stride, dilation)
-    steps = (height * dilation[0], width * dilation[1], height * stride[0], width * stride[1])
-    windows = input.as_strided((*input.shape[:2], *kernel_size, *count), (*outer, *steps))  # a view
-    return windows.flatten(4).flatten(1, 3)
+    taps = [tap(input, (i * dilation[0], j * dilation[1]), count, stride) for i, j in positions(kernel_size)]
+    return torch.stack(taps, dim=2).flatten(3).flatten(1, 2)
 
 
 def conv2d_by_autograd(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
@@ -42,6 +39,8 @@ def conv2d_by_autograd(input: Tensor, weight: Tensor, stride: Pair, dilation: Pa
 
 def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
+    if is_traced(input, weight):
+        return conv2d_by_autograd(input, weight, stride, dilation)
     count = window_count(input.shape, (weight.shape[2], weight.shape[3]), stride, dilation)
     return _Correlation.apply(input, weight, None, count, stride, dilation)  # type: ignore[no-any-return]
 
@@ -52,6 +51,11 @@ class _Derivative(torch.autograd.Function):
     The sum is linear in each of input x, weight w and output gradient g. So each derivative is a function of the other
     two, and the derivatives of that function are the other two classes here: the backward is differentiable again.
     """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.steps = inputs[4:]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,9 +71,7 @@ class _Correlation(_Derivative):
     """From x and w to the shape of g."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, g: None, count: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        ctx.save_for_backward(x, w, g)
-        ctx.steps = (stride, dilation)
+    def forward(x: Tensor, w: Tensor, g: None, count: Pair, stride: Pair, dilation: Pair) -> Tensor:
         image, (height, width), kernel_size = _batch_innermost(x), count, (w.shape[2], w.shape[3])
         output = image.new_empty(height, width, w.shape[0], x.shape[0])
         matrices = w.permute(0, 3, 2, 1).flatten(1).expand(width, -1, -1)  # (W', O, k_w·k_h·C)
@@ -83,9 +85,7 @@ class _InputGradient(_Derivative):
     """From w and g to the shape of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: None, w: Tensor, g: Tensor, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        ctx.save_for_backward(x, w, g)
-        ctx.steps = (stride, dilation)
+    def forward(x: None, w: Tensor, g: Tensor, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
         channels, kernel_size, (height, width) = w.shape[1], (w.shape[2], w.shape[3]), g.shape[2:]
         outputs = _batch_innermost(g)
         image = outputs.new_zeros(*size, channels, g.shape[0])
@@ -105,9 +105,7 @@ class _WeightGradient(_Derivative):
     """From x and g to the shape of w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: None, g: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        ctx.save_for_backward(x, w, g)
-        ctx.steps = (stride, dilation)
+    def forward(x: Tensor, w: None, g: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
         image, outputs = _batch_innermost(x), _batch_innermost(g)
         (out_channels, height, width), channels = g.shape[1:], x.shape[1]
         matrices = image.new_zeros(width, kernel_size[1] * kernel_size[0] * channels, out_channels)

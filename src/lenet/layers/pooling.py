@@ -19,7 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lenet.layers.geometry import Pair, Size, as_batch, batched_as, padded, pair, positions, span, tap, window_count
+from lenet.layers.geometry import (
+    Pair,
+    Size,
+    as_batch,
+    batched_as,
+    is_traced,
+    padded,
+    pair,
+    positions,
+    span,
+    tap,
+    window_count,
+)
 
 
 def max_pool2d(
@@ -40,9 +52,9 @@ def max_pool2d(
     windows = _windows_over(images, kernel_size, stride, padding, dilation, ceil_mode)
     lowest = -torch.inf if images.is_floating_point() else torch.iinfo(images.dtype).min
     images = padded(images, windows.edges, lowest)
-    largest = _Maximum.apply(images, windows)
+    largest = windows.maximum(images)[0] if is_traced(images) else _Maximum.apply(images, windows)
     output = batched_as(input, largest)
-    return (output, batched_as(input, windows.indices(images, largest))) if return_indices else output
+    return (output, batched_as(input, windows.maximum(images)[1])) if return_indices else output
 
 
 def avg_pool2d(
@@ -68,7 +80,8 @@ def avg_pool2d(
     # Half precision is summed up in single precision, as PyTorch does.
     values = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
     divisor = divisor_override or windows.values_in_each(values, count_include_pad)
-    total = _Sum.apply(padded(values, windows.edges), windows)
+    values = padded(values, windows.edges)
+    total = windows.reduced(values, torch.add) if is_traced(values) else _Sum.apply(values, windows)
     output = torch.div(total, divisor, rounding_mode=None if total.is_floating_point() else "trunc")
     return batched_as(input, output.to(images.dtype))
 
@@ -108,6 +121,20 @@ class Windows:
             left, right, top, bottom = 0, right - left, 0, bottom - top
         return self.reduced(F.pad(ones, (left, right, top, bottom)), torch.add)
 
+    def maximum(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest value of each window, and where in the image without padding it is: row · W + column.
+
+        By the definition, value by value: to be read, for compilers and torch.func.
+        """
+        numbers = torch.arange(self.size[0] * self.size[1], device=images.device).view(self.size)
+        numbers = F.pad(numbers, self.edges, value=-1)
+        largest = next(self.taps(images))
+        places = torch.full_like(largest, -1, dtype=torch.int64)
+        for values, number in zip(self.taps(images), self.taps(numbers), strict=True):
+            wins = (values > largest) | values.isnan() | (places < 0)  # padding loses even to an equal value
+            largest, places = torch.where(wins, values, largest), torch.where(wins, number, places)
+        return largest, places
+
     def winners(self, images: Tensor, largest: Tensor) -> Iterator[Tensor]:
         """For each tap 1 where it holds the window's largest value, else 0: the first of equal ones, the last NaN.
 
@@ -122,12 +149,6 @@ class Windows:
             return first
         last = list(_first_of(values.isnan().to(largest) for values in reversed(list(self.taps(images)))))
         return (match + nan for match, nan in zip(first, reversed(last), strict=True))
-
-    def indices(self, images: Tensor, largest: Tensor) -> Tensor:
-        """Where in the image without padding the largest values are: row · W + column."""
-        numbers = torch.arange(self.size[0] * self.size[1], dtype=torch.float64, device=images.device).view(self.size)
-        places = zip(self.taps(F.pad(numbers, self.edges)), self.winners(images, largest), strict=True)
-        return reduce(torch.add, (number * won for number, won in places)).long()
 
 
 def _first_of(matches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -162,9 +183,13 @@ class _Sum(torch.autograd.Function):
     """The sum of each window's values."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        ctx.windows, ctx.layout = windows, (images.shape, images.stride())
+    def forward(images: Tensor, windows: Windows) -> Tensor:
         return windows.reduced(images, torch.add)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Windows], output: Tensor) -> None:
+        images, ctx.windows = inputs
+        ctx.layout = images.shape, images.stride()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -178,11 +203,13 @@ class _Maximum(torch.autograd.Function):
     """The largest value of each window. Where it lies is found in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, windows: Windows) -> Tensor:
-        largest = windows.reduced(images, torch.maximum)
-        ctx.save_for_backward(images, largest.clone())  # an activation in place may follow and change the output
-        ctx.windows = windows
-        return largest
+    def forward(images: Tensor, windows: Windows) -> Tensor:
+        return windows.reduced(images, torch.maximum)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Windows], output: Tensor) -> None:
+        images, ctx.windows = inputs
+        ctx.save_for_backward(images, output.clone())  # an activation in place may follow and change the output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lenet.classes import arguments_of, build
 from lenet.data import Block
 from lenet.errors import DivergenceError, UserError
+from lenet.layers.geometry import is_traced
 from lenet.models import LeNet, xavier_uniform_
 from lenet.training.step import PlainStep, Sums, checked, make_step
 
@@ -97,7 +98,9 @@ class Classifier(pl.LightningModule):
             images = images.float().div_(255)
         # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
         dtype = next((parameter.dtype for parameter in self.net.parameters()), images.dtype)
-        logits: Tensor = self.net(images.to(dtype=dtype, memory_format=torch.channels_last))
+        # PyTorch's convolutions are faster with channels last; vmap does not know that layout.
+        layout = torch.preserve_format if is_traced(images) else torch.channels_last
+        logits: Tensor = self.net(images.to(dtype=dtype, memory_format=layout))
         return logits
 
     def configure_optimizers(self) -> Any:
