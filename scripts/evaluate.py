@@ -27,10 +27,11 @@ def main() -> None:
 
     from lenet.inference import load  # torch loads here; a mistyped argument need not wait for that
     from lenet.inference.evaluate import data_of, ensemble, evaluate, save, table
+    from lenet.training.checkpoint import folder_of
 
     evaluations = []
     for run in arguments.runs:
-        folder = run if run.is_dir() else run.parent.parent
+        folder = folder_of(run)
         found = evaluate(str(run), load(run), data_of(folder, arguments.data), arguments.split)
         print(f"Written: {save(found, folder)}")
         evaluations.append(found)

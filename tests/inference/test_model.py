@@ -10,6 +10,8 @@ from torch import nn
 import lenet
 from lenet import Classifier, LeNet, Synthetic
 from lenet.errors import UserError
+from lenet.inference.evaluate import data_of, evaluate
+from lenet.inference.export import FORMS, export
 from lenet.training import checkpoint
 from tests.conftest import Finished, TrainCommand
 
@@ -39,8 +41,8 @@ class OwnNetwork(nn.Module):
     ],
     ids=lambda words: words[0],
 )
-def test_a_run_of_any_network_is_loaded_and_predicts_as_it_was_tested(
-    train_here: TrainCommand, words: tuple[str, ...]
+def test_a_run_of_any_network_is_loaded_evaluated_and_exported_and_predicts_as_it_was_tested(
+    train_here: TrainCommand, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     run = train_here(*SMALL, *words)
     net = lenet.load(run.folder)
@@ -52,6 +54,10 @@ def test_a_run_of_any_network_is_loaded_and_predicts_as_it_was_tested(
     assert net.classes == data.class_names
     assert probabilities.shape == (90, 10)
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(90))
+    assert evaluate("run", net, data_of(run.folder)).measures["acc"] == run.metrics["test/acc"]
+    for form in FORMS:
+        export(net, form, tmp_path, data)
+    assert torch.equal(lenet.load(tmp_path / "model.safetensors").predict(images)[1], probabilities)
 
 
 def test_images_are_taken_in_every_form(finished_run: Finished) -> None:

@@ -12,6 +12,7 @@ from lenet.data.idx import IdxDataModule
 class FashionMNIST(IdxDataModule):
     """Fashion-MNIST in its four files; see IdxDataModule for the arguments."""
 
+    source = "Fashion-MNIST by Zalando Research (Xiao, Rasul and Vollgraf, 2017); MIT licence."
     folder_name = "FashionMNIST"
     files: ClassVar = {
         "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

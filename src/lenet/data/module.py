@@ -103,6 +103,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     image_shape = (1, 28, 28)
     class_names: tuple[str, ...]
+    source = "Unknown."  # of the images, and their licence, for the cards of models
 
     def __init__(
         self,

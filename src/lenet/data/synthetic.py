@@ -35,6 +35,7 @@ class Synthetic(ImageDataModule):
     """Ten shapes, the same images in every run; train_size includes the validation images."""
 
     class_names = tuple(SHAPES)
+    source = "Ten shapes drawn by this program; MIT licence."
 
     def __init__(self, train_size: int = 21000, test_size: int = 1000, **batching: Any) -> None:
         super().__init__(**batching)

@@ -1,6 +1,6 @@
 """What a trained network does on a data set: loss, accuracy of each class, calibration, confusion."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,16 +71,20 @@ def data_of(run: Path, choice: str | None = None) -> LightningDataModule:
     return data
 
 
+def batches(data: LightningDataModule, split: str = "test") -> Iterable[Any]:
+    """The batches (images, labels) of a split, "test" or "val"."""
+    loaders = data.test_dataloader() if split == "test" else data.val_dataloader()
+    return loaders[0] if isinstance(loaders, list) and loaders else loaders  # type: ignore[no-any-return]
+
+
 @torch.inference_mode()
 def evaluate(name: str, net: TrainedNetwork, data: LightningDataModule, split: str = "test") -> Evaluation:
     """Evaluate a network as the end of a run does: the same numbers, to the last digit on the same machine.
 
     The split is "test" or "val". Raises a UserError if that has no images, or they do not fit the network.
     """
-    loaders = data.test_dataloader() if split == "test" else data.val_dataloader()
-    loader = loaders[0] if isinstance(loaders, list) and loaders else loaders
     sums, probabilities, labels = Sums(), [], []
-    for images, truth in loader:
+    for images, truth in batches(data, split):
         logits = net(images)
         sums.add(net.classifier.loss(logits, truth), logits, truth)
         probabilities.append(logits.softmax(dim=1))

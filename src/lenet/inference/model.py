@@ -4,14 +4,18 @@ net = lenet.load("outputs/DATE/TIME")
 labels, probabilities = net.predict(images)
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from lenet.errors import UserError
+from lenet.errors import UserError, flat
+from lenet.files import write_whole
 from lenet.training import checkpoint
 from lenet.training.module import STATE, Classifier
 
@@ -59,12 +63,14 @@ class TrainedNetwork(nn.Module):
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork:
-    """The network of a run's folder, as it was after the last epoch, or of a checkpoint; from any machine.
+    """The network of a run's folder, as it was after the last epoch, of a checkpoint or of a .safetensors file.
 
-    Nothing in the file is executed. Raises a UserError if there is no checkpoint, it is damaged, or it does not say
-    which network it is of.
+    The file may come from any machine, and nothing in it is executed. Raises a UserError if there is none, it is
+    damaged, or it does not say which network it is of.
     """
-    content = checkpoint.read(checkpoint.file_of(Path(path).expanduser()), needs_checksum=False)
+    file = checkpoint.file_of(Path(path).expanduser())
+    is_checkpoint = file.suffix != ".safetensors"
+    content = checkpoint.read(file, needs_checksum=False) if is_checkpoint else _read_safetensors(file)
     parts: dict[str, Any] = dict(content.get("hyper_parameters", {}))
     if not parts.get("net"):
         raise UserError(
@@ -78,3 +84,29 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
     state = content.get(STATE, {})
     names = state.get("class_names") or [str(number) for number in range(len(list(classifier.parameters())[-1]))]
     return TrainedNetwork(classifier.to(device), names, state.get("image_shape") or (1, 28, 28))
+
+
+def save_safetensors(net: TrainedNetwork, path: Path) -> None:
+    """Write what `load` needs; the weights are named as in a checkpoint, the metadata has the rest as JSON.
+
+    Raises a UserError if the network has no description as plain values.
+    """
+    parts = {name: net.classifier.hparams.get(name) for name in ("net", "loss")}
+    if not parts["net"]:
+        raise UserError(f"{path}: needs a network that a configuration describes, such as model._target_=CLASS")
+    content = {
+        "hyper_parameters": parts,
+        STATE: {"class_names": net.classes, "image_shape": net.image_shape},
+    }
+    metadata = {name: json.dumps(value) for name, value in content.items()}
+    write_whole(path, save(net.classifier.state_dict(), metadata))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The same as a checkpoint has it."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+            return {**metadata, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is no network of this program, or a damaged one ({flat(error)})") from None

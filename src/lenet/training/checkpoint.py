@@ -62,6 +62,11 @@ def file_of(path: Path) -> Path:
     return file
 
 
+def folder_of(path: Path) -> Path:
+    """The run's folder, of itself or of a checkpoint in it."""
+    return path if path.is_dir() else path.absolute().parent.parent
+
+
 def read(path: Path, map_location: Any = "cpu", needs_checksum: bool = True) -> dict[str, Any]:
     """The checkpoint in a file: tensors and plain values. Nothing in the file is executed.
 
