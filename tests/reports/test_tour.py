@@ -33,7 +33,7 @@ def test_the_stops_show_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("net", "pictures"),
     [
-        (LeNet(), ["filters", "test image", "conv1: 6×28×28", "act2: 16×10×10", "pool2: 16×5×5"]),
+        (LeNet(), ["filters", "test image", "conv1, Conv2d: 6×28×28", "fc3, Linear: 10"]),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ["test image"]),
     ],
     ids=["lenet", "without convolutions"],
@@ -47,7 +47,7 @@ def test_the_last_stop_shows_what_a_network_has(
     assert printed.count("class ") == 3 + 1  # the best three, and the head of their table
     for picture in pictures:
         assert picture in printed
-    assert printed.count("[picture: ") == (8 if len(pictures) > 1 else 1)
+    assert printed.count("[picture: ") == (14 if len(pictures) > 1 else 3)
 
 
 def test_a_layer_without_places_computes_the_same_map_as_a_convolution(capsys: pytest.CaptureFixture[str]) -> None:

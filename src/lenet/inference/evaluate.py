@@ -72,8 +72,8 @@ def data_of(run: Path, choice: str | None = None) -> LightningDataModule:
 
 
 def batches(data: LightningDataModule, split: str = "test") -> Iterable[Any]:
-    """The batches (images, labels) of a split, "test" or "val"."""
-    loaders = data.test_dataloader() if split == "test" else data.val_dataloader()
+    """The batches (images, labels) of a split: "train", "val" or "test"."""
+    loaders = getattr(data, f"{split}_dataloader")()
     return loaders[0] if isinstance(loaders, list) and loaders else loaders  # type: ignore[no-any-return]
 
 

@@ -16,6 +16,7 @@ from lenet.layers.kernel_matrix import kernel_matrix
 from lenet.layers.plane import convolution, cross_correlation
 from lenet.models import stages
 from lenet.monitor.drawing import images, side_by_side
+from lenet.reports.explain import add_prediction, add_stages
 from lenet.reports.page import Page
 from lenet.reports.why import add_why
 
@@ -194,24 +195,13 @@ def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: Sequence[str],
     page.section("LeNet", "A trained network")
     page.text(f"This network was trained just now. Its accuracy on the test images is {test_acc:.1%}.")
     page.code(str(net))
-    outputs: dict[str, Tensor] = {}
-    for name, layer in net.named_modules():
-        if not any(layer.children()):
-            layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
-    with torch.no_grad():
-        shares = net.eval()(image[None]).softmax(dim=1)[0]
     if first := next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None):
         filters = {f"filter {number + 1}": kernel[0] for number, kernel in enumerate(first.weight)}
         page.picture(images(filters, signed=True), "The filters of the first layer: red is positive, blue negative.")
     page.picture(images({f"image, {_times(image.shape[1:])}": image[0]}, width=240), "A test image.")
-    for name, output in [(name, output) for name, output in outputs.items() if output.dim() == 3][:6]:
-        maps = {f"{number + 1}": plane for number, plane in enumerate(output)}
-        page.picture(
-            images(maps, per_row=8, signed=bool((output < 0).any())), f"Output of {name}: {_times(output.shape)}."
-        )
-    page.text("The network's prediction, with the probabilities of the best three classes:")
-    best = shares.topk(3).indices.tolist()
-    page.table(["class", "probability"], [[classes[label], f"{shares[label]:.1%}"] for label in best])
+    add_stages(page, net.eval(), image)
+    with torch.no_grad():
+        add_prediction(page, net(image[None]).softmax(dim=1)[0], classes)
 
 
 def _times(size: Sequence[int]) -> str:

@@ -1,0 +1,102 @@
+"""A page about one picture: what a trained network predicts, from which pixels, by which stages, and its neighbours."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from captum.attr import IntegratedGradients, Saliency
+from torch import Tensor, nn
+
+from lenet.inference.model import TrainedNetwork
+from lenet.monitor.drawing import Tile, images, sheet
+from lenet.reports.page import Page
+
+NEIGHBOURS = 12
+
+
+def add_explanation(page: Page, net: TrainedNetwork, image: Tensor, train: Iterable[Any]) -> None:
+    """Add all about an image (C, H, W) uint8; `train` yields batches (images, labels) of training images."""
+    value = image[None].float() / 255
+    _, (probabilities,) = net.predict(value)
+    page.section("Prediction")
+    page.picture(images({"": image[0]}, width=240), "The picture as the network sees it; dark is large.")
+    add_prediction(page, probabilities, net.classes)
+    _add_pixels(page, net, value, int(probabilities.argmax()))
+    page.section("Stages")
+    page.text("What each stage makes of the picture: dark is large; red is positive, blue negative.")
+    add_stages(page, net.classifier.net, value[0])
+    page.section("Neighbours")
+    page.text("The training images that are most like it to the network:")
+    tiles = [
+        Tile(f"{net.classes[label]}\n{far:.2f}", plane.numpy()) for far, plane, label in nearest(net, value, train)
+    ]
+    page.picture(sheet(tiles), "The class of each, and its distance from the picture in the last hidden layer.")
+
+
+def add_prediction(page: Page, probabilities: Tensor, classes: Sequence[str]) -> None:
+    """Add the three likeliest classes."""
+    page.text("The network's prediction, with the probabilities of the best three classes:")
+    best = probabilities.topk(min(3, len(classes))).indices.tolist()
+    page.table(["class", "probability"], [[classes[label], f"{probabilities[label]:.1%}"] for label in best])
+
+
+@torch.no_grad()
+def add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
+    """Add what each layer makes of an image (C, H, W), float in [0, 1]."""
+    outputs: dict[str, Tensor] = {}
+    leaves = {name: layer for name, layer in net.named_modules() if not any(layer.children())}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
+        for name, layer in leaves.items()
+    ]
+    net(image[None])
+    for hook in hooks:
+        hook.remove()
+    for name, output in outputs.items():
+        maps = {f"{number}": plane for number, plane in enumerate(output, start=1)} if output.dim() == 3 else {}
+        maps = maps or {"": output.flatten().expand(max(1, output.numel() // 20), -1)}  # a strip
+        signed, size = bool((output < 0).any()), "×".join(map(str, output.shape))
+        kind = type(leaves[name]).__name__
+        page.picture(images(maps, per_row=8 if output.dim() == 3 else 1, signed=signed), f"{name}, {kind}: {size}")
+
+
+def _add_pixels(page: Page, net: TrainedNetwork, image: Tensor, label: int) -> None:
+    """Add which pixels of an image (1, C, H, W), float in [0, 1], speak for a class."""
+    page.section("Pixels")
+    page.text(f"Which pixels speak for {net.classes[label]}:")
+    slopes = Saliency(net).attribute(image.clone().requires_grad_(), target=label)
+    shares = IntegratedGradients(net).attribute(image, target=label, n_steps=200).float()
+    gained = float((net(image) - net(torch.zeros_like(image)))[0, label])
+    page.picture(
+        images({"picture": image[0, 0], "saliency": slopes[0, 0], "contributions": shares[0, 0]}, width=620, per_row=3),
+        "Saliency: how much the class's logit changes with a pixel. Contributions: red for the class, blue against it.",
+    )
+    page.text(
+        "Saliency is the gradient's absolute value (Simonyan et al., 2013). Contributions are integrated gradients"
+        " (Sundararajan et al., 2017), from an empty picture to this one: they add up to"
+        f" {float(shares.sum()):.2f}, and the logit differs by {gained:.2f} from that of the empty picture."
+    )
+
+
+@torch.no_grad()
+def nearest(net: TrainedNetwork, image: Tensor, train: Iterable[Any]) -> list[tuple[float, Tensor, int]]:
+    """The training images nearest to an image (1, C, H, W) in the last hidden layer: distance, plane (H, W), label."""
+    own, distances, planes, labels = _hidden(net, image), [], [], []
+    for batch, truth in train:
+        distances.append(torch.linalg.vector_norm(_hidden(net, batch) - own, dim=1))
+        planes.append(batch[:, 0])
+        labels.append(truth)
+    distance, plane, label = torch.cat(distances), torch.cat(planes), torch.cat(labels)
+    chosen = distance.topk(min(NEIGHBOURS, len(distance)), largest=False).indices
+    return list(zip(distance[chosen].tolist(), plane[chosen], label[chosen].tolist(), strict=True))
+
+
+def _hidden(net: TrainedNetwork, batch: Tensor) -> Tensor:
+    """The input of the last linear layer for images (N, C, H, W): (N, K); the logits if there is no such layer."""
+    found: list[Tensor] = []
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for layer in layers]
+    logits = net(batch)
+    for hook in hooks:
+        hook.remove()
+    return found[-1].flatten(1) if found else logits
