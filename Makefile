@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# The tested versions; empty for the newest that pyproject.toml allows.
+CONSTRAINTS ?= --constraint constraints.txt
 
 VENV := .venv/bin/python
 ENVIRONMENT := .venv/installed
@@ -36,7 +38,7 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version) was found; name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(VENV) -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	$(VENV) -m pip install --quiet --disable-pip-version-check --editable ".[dev]" $(CONSTRAINTS)
 	touch $@
 
 # Where none of the usual sources has the files, Debian's package can help.

@@ -74,3 +74,10 @@ def test_xavier_fills_the_published_range_and_leaves_biases(
     assert 0.99 * bound < layer.weight.abs().max().item() <= bound
     assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     torch.testing.assert_close(layer.bias, bias)
+
+
+def test_some_of_its_layers_are_a_network_too() -> None:
+    net, images = LeNet(), torch.rand(2, 1, 28, 28)
+    assert net[:3](images).shape == (2, 6, 14, 14)
+    assert torch.equal(net[3:](net[:3](images)), net(images))
+    assert net[-1] is net.fc3
