@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lenet.benchmarks import layers, train
+from lenet.benchmarks.contenders import OURS
+from lenet.benchmarks.in_turn import in_turn, report
 from lenet.cli import one_line_errors
 from lenet.config import PROJECT, compose_settings
 from lenet.training.run import check
@@ -37,7 +39,8 @@ plain, NHWC      the same in channels-last memory format
 template         Lightning as in most projects: DataLoader(num_workers=2), torchvision's ToTensor, self.log at each step
 tutorial         the loop that d2l.ai teaches: DataLoader(num_workers=4), ToTensor, loss and accuracy read at each step
 
-The report gives the median over the rounds, and the median of the ratios of each round.
+The report gives the median over the rounds, and how many times as slow as this project a contender is: the median of
+the ratios of each round.
 """
 
 LAYERS = """How fast are our layers, compared with PyTorch's?
@@ -62,9 +65,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     started = time.perf_counter()
-    report, measurements = arguments.run(arguments)
-    print(report)
-    path = save(PROJECT / "outputs" / "benchmarks", arguments.benchmark, report, measurements)
+    table, measurements = arguments.run(arguments)
+    print(table)
+    path = save(PROJECT / "outputs" / "benchmarks", arguments.benchmark, table, measurements)
     print(f"All measurements: {path}\nTook {time.perf_counter() - started:.0f} s.")
 
 
@@ -87,23 +90,24 @@ def at_least_one(text: str) -> int:
 def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     overrides = (f"trainer.max_epochs={arguments.epochs}", f"device={arguments.device}")
     sizes = sorted(set(arguments.batch_size))
-    settings = {size: compose_settings(*overrides, f"data.batch_size={size}") for size in sizes}
-    for each in settings.values():
+    settings = [compose_settings(*overrides, f"data.batch_size={size}") for size in sizes]
+    for each in settings:
         check(each)
-    results = train.compare(settings, arguments.rounds)
-    return train.report(results), {"images_per_sec": results, "epochs": arguments.epochs, "device": arguments.device}
+    numbers = in_turn(train.tasks(settings), arguments.rounds)
+    table = report(numbers, OURS, "images/s", ",.0f", more_is_faster=True)
+    return table, {"images_per_sec": numbers, "epochs": arguments.epochs, "device": arguments.device}
 
 
 def benchmark_layers(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    times = layers.compare(arguments.rounds)
-    return layers.report(times), {"seconds": times}
+    numbers = in_turn(layers.tasks(), arguments.rounds)
+    return report(numbers, layers.BUILTIN, "ms", ".2f", more_is_faster=False), {"milliseconds": numbers}
 
 
-def save(folder: Path, benchmark: str, report: str, measurements: dict[str, Any]) -> Path:
+def save(folder: Path, benchmark: str, table: str, measurements: dict[str, Any]) -> Path:
     """Write the report and all measurements as JSON; returns the file."""
     path = folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"report": report.splitlines(), **measurements}, indent=2) + "\n")
+    path.write_text(json.dumps({"report": table.splitlines(), **measurements}, indent=2) + "\n")
     return path
 
 
