@@ -102,7 +102,11 @@ def test_a_checkpoint_of_a_plain_trainer_is_loaded(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     checkpoint.WholeFileIO().save_checkpoint({"state_dict": {}, "hyper_parameters": {"net": None}}, tmp_path / "a.ckpt")
-    for name, message in (("", "no checkpoint"), ("text.ckpt", "is no checkpoint"), ("a.ckpt", "which network")):
+    for name, message in (
+        ("", "no checkpoint"),
+        ("text.ckpt", "is damaged, or no checkpoint"),
+        ("a.ckpt", "which network"),
+    ):
         with pytest.raises(UserError, match=message):
             lenet.load(tmp_path / name)
 

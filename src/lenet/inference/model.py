@@ -70,7 +70,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
     """
     file = checkpoint.file_of(Path(path).expanduser())
     is_checkpoint = file.suffix != ".safetensors"
-    content = checkpoint.read(file, needs_checksum=False) if is_checkpoint else _read_safetensors(file)
+    content = checkpoint.read(file) if is_checkpoint else _read_safetensors(file)
     parts: dict[str, Any] = dict(content.get("hyper_parameters", {}))
     if not parts.get("net"):
         raise UserError(

@@ -67,7 +67,7 @@ def _take_weights(classifier: Classifier, source: str, strict: bool) -> None:
     """Give the network the weights of another run; if not strict, those of the same name and shape."""
     try:
         path = checkpoint.file_of(Path(source).expanduser())
-        given = checkpoint.read(path, needs_checksum=False)["state_dict"]
+        given = checkpoint.read(path)["state_dict"]
     except UserError as error:
         raise UserError(f"init_from={error}") from None
     own = classifier.state_dict()
