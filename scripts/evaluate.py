@@ -38,11 +38,7 @@ def main() -> None:
     if arguments.ensemble:
         evaluations.append(ensemble(evaluations))
         print(f"Written: {save(evaluations[-1], Path())}")
-    rows = table(evaluations)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]))
+    print(table(evaluations))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from lenet.data import ImageDataModule
 from lenet.errors import UserError
 from lenet.inference import load
 from lenet.models import LeNet
+from lenet.reports.explain import add_explanation
 from lenet.reports.page import Page
-from lenet.reports.tour import add_lenet, add_stops
+from lenet.reports.tour import add_stops
 from lenet.reports.why import add_shifts
 from lenet.training.module import Classifier
 from lenet.training.parts import data_of, trainer_of
@@ -60,16 +61,19 @@ def save(page: Page, path: Path) -> None:
 
 
 def add_trained_lenet(page: Page, settings: Settings) -> None:
-    """Train a LeNet, and show what it computes from the first test image."""
+    """Train a LeNet, and show what it makes of the first test image, and of shifted images."""
     data = data_of(settings)
     if not isinstance(data, ImageDataModule):
         raise UserError(f"data: the tour needs a data set of images, not {type(data).__name__}; try data=synthetic")
     data.setup()
     with tempfile.TemporaryDirectory() as folder:
         metrics = run(settings, Path(folder))
-        net = load(folder).classifier.net
-    image = data.images("test").images[:1] / 255
-    add_lenet(page, net, image, data.class_names, metrics["test/acc"])
+        network = load(folder)
+    net = network.classifier.net
+    page.section("LeNet", "A trained network")
+    page.text(f"This network was trained just now. Its accuracy on the test images is {metrics['test/acc']:.1%}.")
+    page.code(str(net))
+    add_explanation(page, network, data.images("test").images[:1], data.train_dataloader())
     if isinstance(net, LeNet) and data.image_shape == (1, 28, 28):
         pool = {"_target_": "lenet.reports.why.Subsampling", "_partial_": True}
         connected = nn.Sequential(nn.Flatten(), nn.Linear(784, 77), nn.ReLU(), nn.Linear(77, 10))

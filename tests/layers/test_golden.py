@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lenet.layers import Conv2d
 from lenet.layers import functional as ours
+from lenet.layers.im2col import unrolled
 from lenet.layers.kernel_matrix import kernel_matrix
 from tests.layers.cases import assert_agree, assert_close, each_algorithm
 
@@ -127,9 +128,9 @@ def test_values_and_gradients_of_the_builtin_convolution(fact: str, algorithm: s
 def test_c10_the_unrolled_matrices_give_it_by_hand(stride: int, padding: int) -> None:
     image, kernel = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
     expected = F.conv2d(image, kernel, stride=stride, padding=padding).flatten()
-    columns = ours.unfold(image, 3, stride=stride, padding=padding)[0]
-    assert_close(kernel.view(1, 9) @ columns, expected[None], 1e-6)
     padded = F.pad(image, (padding,) * 4)
+    (columns,) = unrolled(padded, (3, 3), (stride, stride), (1, 1))
+    assert_close(kernel.view(1, 9) @ columns, expected[None], 1e-6)
     matrix = kernel_matrix(kernel, (padded.shape[2], padded.shape[3]), (stride, stride)).to_dense()
     assert_close(matrix @ padded.flatten(), expected, 1e-6)
 

@@ -40,7 +40,6 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("avg_pool2d", (X, 9), {}, "covers 9×9 pixels, .* 7×7"),
     ("avg_pool2d", (X, 2), {"divisor_override": 0}, "divisor_override=0"),
     ("avg_pool2d", (X.byte(), 2), {}, "uint8"),
-    ("unfold", (X, 9), {}, "covers 9×9 pixels, .* 7×7"),
 ]
 
 

@@ -34,7 +34,7 @@ def test_contributions_add_up_to_what_the_picture_changes(data: Synthetic, capsy
     printed = capsys.readouterr().out
     total, change = map(float, re.findall(r"(?:add up to|differs by) (-?\d+\.\d+)", printed))
     assert total == pytest.approx(change, abs=0.05)
-    for name in ("conv1, Conv2d: 6×28×28", "pool2, MaxPool2d: 16×5×5", "fc3, Linear: 10"):
+    for name in ("filters", "conv1, Conv2d: 6×28×28", "pool2, MaxPool2d: 16×5×5", "fc3, Linear: 10"):
         assert name in printed
 
 

@@ -1,11 +1,10 @@
 import pytest
 import torch
-from torch import nn
 
 from lenet.data.synthetic import draw
 from lenet.models import LeNet
 from lenet.reports.page import Page
-from lenet.reports.tour import add_lenet, add_stops
+from lenet.reports.tour import add_stops
 from lenet.reports.why import Subsampling, add_shifts, shifted
 
 
@@ -28,26 +27,6 @@ def test_the_stops_show_the_golden_numbers(capsys: pytest.CaptureFixture[str]) -
         section = printed.split(f"\n{mark}  ")[1].split("\nC")[0]
         for line in lines:
             assert line in section, f"{mark}: {line}"
-
-
-@pytest.mark.parametrize(
-    ("net", "pictures"),
-    [
-        (LeNet(), ["filters", "test image", "conv1, Conv2d: 6×28×28", "fc3, Linear: 10"]),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ["test image"]),
-    ],
-    ids=["lenet", "without convolutions"],
-)
-def test_the_last_stop_shows_what_a_network_has(
-    net: nn.Module, pictures: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    add_lenet(Page("", "", printed=True), net, torch.rand(1, 28, 28), [f"class {n}" for n in range(10)], 0.5)
-    printed = capsys.readouterr().out
-    assert "50.0%" in printed
-    assert printed.count("class ") == 3 + 1  # the best three, and the head of their table
-    for picture in pictures:
-        assert picture in printed
-    assert printed.count("[picture: ") == (14 if len(pictures) > 1 else 3)
 
 
 def test_a_layer_without_places_computes_the_same_map_as_a_convolution(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,8 +38,11 @@ def this_project(settings: Settings, folder: Path) -> float:
 
 def plain(settings: Settings, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> float:
     keep_freed_memory()
-    data, images, labels = in_memory(settings)
-    images = images.float().div_(255).to(memory_format=memory_format)
+    data = data_of(settings)
+    assert isinstance(data, ImageDataModule)
+    data.setup()
+    images, labels = (values.to(device_of(settings)) for values in data.images("train"))
+    images = images[:, None].float().div_(255).to(memory_format=memory_format)
     net = new_lenet(settings).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -49,7 +52,8 @@ def plain(settings: Settings, folder: Path, memory_format: torch.memory_format =
         losses = [train_plainly(net, optimizer, images[indices], labels[indices])[0] for indices in batches]
         torch.stack(losses).mean().item()
 
-    for size in warm_up_sizes(settings):
+    # Two batches of each size, full and left over: libraries set themselves up for each before the clock starts.
+    for size in 2 * [data.batch_size, TRAINED_IMAGES % data.batch_size or data.batch_size]:
         train_plainly(net, optimizer, images[:size], labels[:size])
     with garbage_collector_frozen():
         return speed_of(settings, epoch)
@@ -109,12 +113,6 @@ def train_plainly(
     return loss.detach(), logits.detach()
 
 
-def warm_up_sizes(settings: Settings) -> list[int]:
-    """Two batches of each size, full and left over: libraries set themselves up for each before the clock starts."""
-    size = settings.data.batch_size
-    return 2 * [size, TRAINED_IMAGES % size or size]
-
-
 def speed_of(settings: Settings, epoch: Callable[[int], None]) -> float:
     """Images per second of a loop."""
     started = time.perf_counter()
@@ -132,15 +130,6 @@ def new_lenet(settings: Settings) -> LeNet:
     net = LeNet()
     xavier_uniform_(net)
     return net.to(device_of(settings))
-
-
-def in_memory(settings: Settings) -> tuple[ImageDataModule, Tensor, Tensor]:
-    """This project's data module; its training images (N, 1, 28, 28) uint8 and labels (N,), on the device."""
-    data = data_of(settings, block_steps=settings.trainer.log_every_n_steps)
-    assert isinstance(data, ImageDataModule)
-    data.setup()
-    images, labels = (values.to(device_of(settings)) for values in data.images("train"))
-    return data, images[:, None], labels
 
 
 def pictures(settings: Settings, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -1,11 +1,12 @@
 """What a trained network does on a data set: loss, accuracy of each class, calibration, confusion."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -105,16 +106,15 @@ def ensemble(members: Sequence[Evaluation]) -> Evaluation:
     return Evaluation("ensemble", first.classes, loss, mean, first.labels)
 
 
-def table(evaluations: Sequence[Evaluation]) -> list[list[str]]:
-    """The head and the rows of a comparison: a column for each evaluation."""
-    measured: list[Mapping[str, Any]] = [each.measures for each in evaluations]
-    rows = [["", *(each.name for each in evaluations)]]
-    rows.append(["images", *(f"{each['images']:,}" for each in measured)])
-    for key, label in (("loss", "loss"), ("acc", "accuracy"), ("calibration_error", "calibration error")):
-        rows.append([label, *(f"{each[key]:.4f}" for each in measured)])
-    for name in evaluations[0].classes:
-        rows.append([name, *(f"{each['acc_by_class'].get(name, float('nan')):.3f}" for each in measured)])
-    return rows
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """A comparison as text, with a column for each evaluation."""
+    columns = []
+    for each in evaluations:
+        measures = {name.replace("_", " "): value for name, value in each.measures.items()}
+        by_class = measures.pop("acc by class")
+        columns.append({**measures, **by_class})
+    rows = pd.DataFrame(columns, dtype=object).drop(columns="confusion").rename(columns={"acc": "accuracy"}).T
+    return str(rows.to_string(header=[each.name for each in evaluations], float_format="{:.4f}".format))
 
 
 def save(evaluation: Evaluation, folder: Path) -> str:

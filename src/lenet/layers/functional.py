@@ -32,7 +32,7 @@ from lenet.layers.geometry import (
 from lenet.layers.plane import convolution, cross_correlation, pool2d
 from lenet.layers.pooling import avg_pool2d, max_pool2d
 
-__all__ = ["ALGORITHMS", "avg_pool2d", "conv2d", "conv_transpose2d", "max_pool2d", "unfold"]
+__all__ = ["ALGORITHMS", "avg_pool2d", "conv2d", "conv_transpose2d", "max_pool2d"]
 __all__ += ["convolution", "cross_correlation", "pool2d"]
 
 Algorithm = Callable[[Tensor, Tensor, Pair, Pair], Tensor]  # of input, weight, stride and dilation
@@ -112,14 +112,6 @@ def conv_transpose2d(
     output = _convolved(convolve, apart, flipped, groups, (1, 1), spacing)
     output = padded(output, (-cut[1], extra[1] - cut[1], -cut[0], extra[0] - cut[0]))
     return batched_as(input, _finished(output, bias, images, weight))
-
-
-def unfold(input: Tensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1) -> Tensor:
-    """Every window as a column: (N, C, H, W) to (N, C·k_h·k_w, H'·W')."""
-    height, width = pair("padding", padding, least=0)
-    kernel, steps = pair("kernel_size", kernel_size, least=1), pair("stride", stride, least=1)
-    images = padded(as_batch(input), (width, width, height, height))
-    return batched_as(input, im2col.unrolled(images, kernel, steps, pair("dilation", dilation, least=1)))
 
 
 def algorithm_named(name: str) -> Algorithm:

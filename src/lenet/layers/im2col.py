@@ -41,78 +41,61 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
     if is_traced(input, weight):
         return conv2d_by_autograd(input, weight, stride, dilation)
-    count = window_count(input.shape, (weight.shape[2], weight.shape[3]), stride, dilation)
-    return _Correlation.apply(input, weight, None, count, stride, dilation)  # type: ignore[no-any-return]
+    return _Convolution.apply(input, weight, stride, dilation)  # type: ignore[no-any-return]
 
 
-class _Derivative(torch.autograd.Function):
-    """The derivative of Σ g · conv2d(x, w) with respect to one of x, w and g, the argument that is None.
-
-    The sum is linear in each of input x, weight w and output gradient g. So each derivative is a function of the other
-    two, and the derivatives of that function are the other two classes here: the backward is differentiable again.
-    """
-
+class _Convolution(torch.autograd.Function):
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.steps = inputs[4:]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, g = (gradient if saved is None else saved for saved in ctx.saved_tensors)
-        needed = ctx.needs_input_grad
-        dx = _InputGradient.apply(None, w, g, x.shape[2:], *ctx.steps) if needed[0] else None
-        dw = _WeightGradient.apply(x, None, g, w.shape[2:], *ctx.steps) if needed[1] else None
-        dg = _Correlation.apply(x, w, None, g.shape[2:], *ctx.steps) if needed[2] else None
-        return dx, dw, dg, None, None, None
-
-
-class _Correlation(_Derivative):
-    """From x and w to the shape of g."""
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, g: None, count: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        image, (height, width), kernel_size = _batch_innermost(x), count, (w.shape[2], w.shape[3])
-        output = image.new_empty(height, width, w.shape[0], x.shape[0])
-        matrices = w.permute(0, 3, 2, 1).flatten(1).expand(width, -1, -1)  # (W', O, k_w·k_h·C)
+    def forward(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
+        image, kernel_size = _batch_innermost(input), (weight.shape[2], weight.shape[3])
+        height, width = window_count(input.shape, kernel_size, stride, dilation)
+        output = image.new_empty(height, width, weight.shape[0], input.shape[0])
+        matrices = weight.permute(0, 3, 2, 1).flatten(1).expand(width, -1, -1)  # (W', O, k_w·k_h·C)
         for y in range(height):
             row = _windows_of_row(image, y, kernel_size, width, stride, dilation)
             torch.bmm(matrices, row, out=output[y])
         return _batch_outermost(output)
 
-
-class _InputGradient(_Derivative):
-    """From w and g to the shape of x."""
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, *ctx.steps = inputs
+        ctx.save_for_backward(input, weight)
 
     @staticmethod
-    def forward(x: None, w: Tensor, g: Tensor, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        channels, kernel_size, (height, width) = w.shape[1], (w.shape[2], w.shape[3]), g.shape[2:]
-        outputs = _batch_innermost(g)
-        image = outputs.new_zeros(*size, channels, g.shape[0])
-        slices = w.permute(3, 2, 1, 0).flatten(1, 2)  # (k_w, k_h·C, O)
-        for y in range(height):
-            strip = outputs.new_zeros(size[1], kernel_size[0] * channels, g.shape[0])
-            for j, matrix in enumerate(slices):
-                left = j * dilation[1]
-                seen = strip[left : left + stride[1] * (width - 1) + 1 : stride[1]]
-                seen.baddbmm_(matrix.expand(width, -1, -1), outputs[y])
-            rows = _rows(image, y, kernel_size, stride, dilation)
-            rows += strip.view(size[1], kernel_size[0], channels, g.shape[0]).transpose(0, 1)
-        return _batch_outermost(image)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
+            pull_back = torch.func.vjp(lambda x, w: conv2d_by_autograd(x, w, *ctx.steps), input, weight)[1]
+            return *pull_back(gradient), None, None
+        of_input = _input_gradient(weight, gradient, input.shape, *ctx.steps) if ctx.needs_input_grad[0] else None
+        of_weight = _weight_gradient(input, gradient, weight.shape, *ctx.steps) if ctx.needs_input_grad[1] else None
+        return of_input, of_weight, None, None
 
 
-class _WeightGradient(_Derivative):
-    """From x and g to the shape of w."""
+def _input_gradient(weight: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, dilation: Pair) -> Tensor:
+    channels, kernel_size, (height, width) = weight.shape[1], (weight.shape[2], weight.shape[3]), gradient.shape[2:]
+    outputs = _batch_innermost(gradient)
+    image = outputs.new_zeros(*shape[2:], channels, shape[0])
+    slices = weight.permute(3, 2, 1, 0).flatten(1, 2)  # (k_w, k_h·C, O)
+    for y in range(height):
+        strip = outputs.new_zeros(shape[3], kernel_size[0] * channels, shape[0])
+        for j, matrix in enumerate(slices):
+            left = j * dilation[1]
+            seen = strip[left : left + stride[1] * (width - 1) + 1 : stride[1]]
+            seen.baddbmm_(matrix.expand(width, -1, -1), outputs[y])
+        rows = _rows(image, y, kernel_size, stride, dilation)
+        rows += strip.view(shape[3], kernel_size[0], channels, shape[0]).transpose(0, 1)
+    return _batch_outermost(image)
 
-    @staticmethod
-    def forward(x: Tensor, w: None, g: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair) -> Tensor:
-        image, outputs = _batch_innermost(x), _batch_innermost(g)
-        (out_channels, height, width), channels = g.shape[1:], x.shape[1]
-        matrices = image.new_zeros(width, kernel_size[1] * kernel_size[0] * channels, out_channels)
-        for y in range(height):
-            row = _windows_of_row(image, y, kernel_size, width, stride, dilation)
-            matrices.baddbmm_(row, outputs[y].transpose(1, 2))
-        return matrices.sum(0).view(kernel_size[1], kernel_size[0], channels, out_channels).permute(3, 2, 1, 0)
+
+def _weight_gradient(input: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, dilation: Pair) -> Tensor:
+    image, outputs = _batch_innermost(input), _batch_innermost(gradient)
+    (out_channels, channels, rows, columns), (height, width) = shape, gradient.shape[2:]
+    matrices = image.new_zeros(width, columns * rows * channels, out_channels)
+    for y in range(height):
+        row = _windows_of_row(image, y, (rows, columns), width, stride, dilation)
+        matrices.baddbmm_(row, outputs[y].transpose(1, 2))
+    return matrices.sum(0).view(columns, rows, channels, out_channels).permute(3, 2, 1, 0)
 
 
 def _batch_innermost(values: Tensor) -> Tensor:

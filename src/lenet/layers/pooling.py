@@ -10,7 +10,7 @@ Shapes: (N, C, H, W) to (N, C, H', W'), or both without N, where H' is
 meaning of torch.nn.functional's; numbers and shapes that do not fit together raise a RuntimeError.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -121,43 +121,37 @@ class Windows:
             left, right, top, bottom = 0, right - left, 0, bottom - top
         return self.reduced(F.pad(ones, (left, right, top, bottom)), torch.add)
 
+    def numbers(self, images: Tensor) -> Tensor:
+        """The pixels' numbers, row · W + column; -1 in the padding."""
+        count = self.size[0] * self.size[1]
+        return F.pad(torch.arange(count, device=images.device).view(self.size), self.edges, value=-1)
+
     def maximum(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The largest value of each window, and where in the image without padding it is: row · W + column.
 
-        By the definition, value by value: to be read, for compilers and torch.func.
+        By the definition, value by value: to be read, for compilers and torch.func, and where `winners` is not enough.
         """
-        numbers = torch.arange(self.size[0] * self.size[1], device=images.device).view(self.size)
-        numbers = F.pad(numbers, self.edges, value=-1)
         largest = next(self.taps(images))
         places = torch.full_like(largest, -1, dtype=torch.int64)
-        for values, number in zip(self.taps(images), self.taps(numbers), strict=True):
+        for values, number in zip(self.taps(images), self.taps(self.numbers(images)), strict=True):
             wins = (values > largest) | values.isnan() | (places < 0)  # padding loses even to an equal value
             largest, places = torch.where(wins, values, largest), torch.where(wins, number, places)
         return largest, places
 
     def winners(self, images: Tensor, largest: Tensor) -> Iterator[Tensor]:
-        """For each tap 1 where it holds the window's largest value, else 0: the first of equal ones, the last NaN.
+        """For each tap 1 where it holds the window's largest value, the first of equal ones, else 0.
 
         As floating-point numbers: booleans are several times slower to make and to multiply with.
         """
-        matches = (torch.eq(values, largest, out=torch.empty_like(largest)) for values in self.taps(images))
-        if any(self.edges):  # padding loses even to an equal value of the image
-            inside = F.pad(images.new_ones(self.size), self.edges)
-            matches = (match * seen for match, seen in zip(matches, self.taps(inside), strict=True))
-        first = _first_of(matches)
-        if not largest.sum().isnan():
-            return first
-        last = list(_first_of(values.isnan().to(largest) for values in reversed(list(self.taps(images)))))
-        return (match + nan for match, nan in zip(first, reversed(last), strict=True))
-
-
-def _first_of(matches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Of the ones in each window only the first."""
-    free: Tensor | int = 1
-    for match in matches:
-        alone = match * free
-        free = free - alone
-        yield alone
+        if any(self.edges) or largest.sum().isnan():  # which of equal values wins depends on more than their order
+            places = self.maximum(images)[1]
+            yield from ((places == number).to(largest) for number in self.taps(self.numbers(images)))
+            return
+        free: Tensor | int = 1
+        for values in self.taps(images):
+            won = torch.eq(values, largest, out=torch.empty_like(largest)) * free
+            free = free - won
+            yield won
 
 
 def _windows_over(

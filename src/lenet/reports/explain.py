@@ -1,6 +1,6 @@
 """A page about one picture: what a trained network predicts, from which pixels, by which stages, and its neighbours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lenet.inference.model import TrainedNetwork
 from lenet.monitor.drawing import Tile, images, sheet
+from lenet.monitor.pictures import filters, numbered
 from lenet.reports.page import Page
 
 NEIGHBOURS = 12
@@ -18,13 +19,13 @@ def add_explanation(page: Page, net: TrainedNetwork, image: Tensor, train: Itera
     """Add all about an image (C, H, W) uint8; `train` yields batches (images, labels) of training images."""
     value = image[None].float() / 255
     _, (probabilities,) = net.predict(value)
+    best = probabilities.topk(min(3, len(net.classes))).indices.tolist()
     page.section("Prediction")
     page.picture(images({"": image[0]}, width=240), "The picture as the network sees it; dark is large.")
-    add_prediction(page, probabilities, net.classes)
-    _add_pixels(page, net, value, int(probabilities.argmax()))
-    page.section("Stages")
-    page.text("What each stage makes of the picture: dark is large; red is positive, blue negative.")
-    add_stages(page, net.classifier.net, value[0])
+    page.text("The network's prediction, with the probabilities of the best three classes:")
+    page.table(["class", "probability"], [[net.classes[label], f"{probabilities[label]:.1%}"] for label in best])
+    _add_pixels(page, net, value, best[0])
+    _add_stages(page, net.classifier.net, value)
     page.section("Neighbours")
     page.text("The training images that are most like it to the network:")
     tiles = [
@@ -33,23 +34,20 @@ def add_explanation(page: Page, net: TrainedNetwork, image: Tensor, train: Itera
     page.picture(sheet(tiles), "The class of each, and its distance from the picture in the last hidden layer.")
 
 
-def add_prediction(page: Page, probabilities: Tensor, classes: Sequence[str]) -> None:
-    """Add the three likeliest classes."""
-    page.text("The network's prediction, with the probabilities of the best three classes:")
-    best = probabilities.topk(min(3, len(classes))).indices.tolist()
-    page.table(["class", "probability"], [[classes[label], f"{probabilities[label]:.1%}"] for label in best])
-
-
 @torch.no_grad()
-def add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
-    """Add what each layer makes of an image (C, H, W), float in [0, 1]."""
+def _add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
+    """Add the filters, and what each layer makes of an image (1, C, H, W), float in [0, 1]."""
+    page.section("Stages")
+    page.text("What each stage makes of the picture: dark is large; red is positive, blue negative.")
+    if len(kernels := filters(net)):
+        page.picture(numbered(kernels), "The filters of the first convolution.")
     outputs: dict[str, Tensor] = {}
     leaves = {name: layer for name, layer in net.named_modules() if not any(layer.children())}
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
         for name, layer in leaves.items()
     ]
-    net(image[None])
+    net(image)
     for hook in hooks:
         hook.remove()
     for name, output in outputs.items():

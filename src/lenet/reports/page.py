@@ -6,22 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Template
 from PIL.Image import Image
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from lenet.files import write_whole
 
-STYLE = """
-body { max-width: 54rem; margin: 3rem auto; padding: 0 1.5rem; font: 17px/1.6 Georgia, serif; color: #222; }
-h1 { font-size: 2.1rem; line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.2rem; }
-pre { background: #f6f4f0; padding: .9rem 1.1rem; white-space: pre-wrap; font: 14px/1.45 ui-monospace, monospace; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #666; font-size: .9rem; }
-table { border-collapse: collapse; font-size: .9rem; margin: 1.2rem 0; }
-th, td { border-bottom: 1px solid #ddd; padding: .35rem .8rem; text-align: right; }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
-nav a { margin-right: .7rem; white-space: nowrap; }
-"""
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 class Page:
@@ -34,7 +26,7 @@ class Page:
         self.title, self.introduction, self.printed = title, introduction, printed
         self._sections: list[str] = []
         self._body: list[str] = []
-        self._plotly = ""
+        self._has_charts = False
         self._print(f"{title}\n\n{introduction}")
 
     def section(self, mark: str, title: str = "") -> None:
@@ -64,7 +56,7 @@ class Page:
 
     def chart(self, figure: Figure, caption: str) -> None:
         """Add a chart that shows its numbers under the mouse."""
-        self._plotly = f"<script>{get_plotlyjs()}</script>"  # five megabytes; one copy serves all charts
+        self._has_charts = True
         self._figure(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}), caption)
 
     def picture(self, picture: Image | bytes, caption: str) -> None:
@@ -79,12 +71,15 @@ class Page:
 
     def save(self, path: Path) -> None:
         """Write the page, with links to its sections at the top; raises OSError if that fails."""
-        links = " ".join(f'<a href="#{mark}">{mark}</a>' for mark in self._sections)
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>{self._plotly}'
-        top = f"<h1>{html.escape(self.title)}</h1>\n<p>{html.escape(self.introduction)}</p>\n<nav>{links}</nav>"
-        body = "\n".join([top, *self._body])
+        page = Template(TEMPLATE.read_text(encoding="utf-8")).render(
+            title=self.title,
+            introduction=self.introduction,
+            sections=self._sections,
+            body=self._body,
+            plotly=get_plotlyjs() if self._has_charts else "",  # five megabytes; one copy serves all charts
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode())
+        write_whole(path, page.encode())
 
     def _figure(self, content: str, caption: str) -> None:
         self._body.append(f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>")

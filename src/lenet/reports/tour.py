@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenet.layers import Conv2d
-from lenet.layers.functional import ALGORITHMS, avg_pool2d, conv2d, conv_transpose2d, max_pool2d, unfold
+from lenet.layers.functional import ALGORITHMS, avg_pool2d, conv2d, conv_transpose2d, max_pool2d
+from lenet.layers.im2col import unrolled
 from lenet.layers.kernel_matrix import kernel_matrix
 from lenet.layers.plane import convolution, cross_correlation
 from lenet.models import stages
 from lenet.monitor.drawing import images, side_by_side
-from lenet.reports.explain import add_prediction, add_stages
 from lenet.reports.page import Page
 from lenet.reports.why import add_why
 
@@ -110,7 +110,8 @@ def algorithms(page: Page) -> None:
     page.section("C10", "Five algorithms")
     page.text("A convolution can be a matrix product: the windows become the columns of a matrix (im2col).")
     image, kernel = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
-    matrices = {"image": image[0, 0], "kernel": kernel[0, 0], "windows as columns, 9×4": unfold(image, 3)[0]}
+    (columns,) = unrolled(image, (3, 3), (1, 1), (1, 1))
+    matrices = {"image": image[0, 0], "kernel": kernel[0, 0], "windows as columns, 9×4": columns}
     page.picture(images(matrices), "Each column is one window of the image, written row by row.")
     page.text("Or the kernel becomes a matrix that multiplies the flattened image.")
     matrix = kernel_matrix(kernel, (4, 4)).to_dense()
@@ -188,20 +189,6 @@ def gradients(page: Page) -> None:
         ours = torch.autograd.grad(output.square().sum(), tensors)
         rows.append([name, *map(_difference, ours, expected)])
     page.table(["algorithm", "input", "weight", "bias"], rows)
-
-
-def add_lenet(page: Page, net: nn.Module, image: Tensor, classes: Sequence[str], test_acc: float) -> None:
-    """Add a trained network: its filters, and what it computes from one image (C, H, W) with values in [0, 1]."""
-    page.section("LeNet", "A trained network")
-    page.text(f"This network was trained just now. Its accuracy on the test images is {test_acc:.1%}.")
-    page.code(str(net))
-    if first := next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None):
-        filters = {f"filter {number + 1}": kernel[0] for number, kernel in enumerate(first.weight)}
-        page.picture(images(filters, signed=True), "The filters of the first layer: red is positive, blue negative.")
-    page.picture(images({f"image, {_times(image.shape[1:])}": image[0]}, width=240), "A test image.")
-    add_stages(page, net.eval(), image)
-    with torch.no_grad():
-        add_prediction(page, net(image[None]).softmax(dim=1)[0], classes)
 
 
 def _times(size: Sequence[int]) -> str:
