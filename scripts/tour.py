@@ -13,10 +13,10 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from lenet.classes import build
 from lenet.cli import one_line_errors
 from lenet.config import PROJECT, Settings, compose_settings
 from lenet.data import ImageDataModule
@@ -75,17 +75,18 @@ def add_trained_lenet(page: Page, settings: Settings) -> None:
     page.code(str(net))
     add_explanation(page, network, data.images("test").images[:1], data.train_dataloader())
     if isinstance(net, LeNet) and data.image_shape == (1, 28, 28):
-        pool = {"_target_": "lenet.reports.why.Subsampling", "_partial_": True}
+        unpooled = build("model", settings.section("model"))
+        unpooled.pool1 = unpooled.pool2 = nn.MaxPool2d(1, stride=2)  # of each window the first value alone
         connected = nn.Sequential(nn.Flatten(), nn.Linear(784, 77), nn.ReLU(), nn.Linear(77, 10))
         nets = {
             "LeNet": net,
-            "LeNet without pooling": trained({**settings.section("model"), "pool": pool}, settings),
+            "LeNet without pooling": trained(unpooled, settings),
             "fully connected": trained(connected, settings),
         }
         add_shifts(page, net.conv1, nets, data.images("test"))
 
 
-def trained(net: Any, settings: Settings) -> nn.Module:
+def trained(net: nn.Module, settings: Settings) -> nn.Module:
     """Another network, trained as the LeNet was."""
     classifier = Classifier(net, settings.section("optimizer"), loss=settings.section("loss"), seed=settings.seed)
     trainer = trainer_of(settings, logger=False, enable_checkpointing=False)

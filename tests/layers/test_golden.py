@@ -153,8 +153,6 @@ def test_c11_transposed_convolution(algorithm: str) -> None:
 
 def test_c14_pooling_with_stride_1() -> None:
     largest, average = [[4, 5], [7, 8]], [[2, 3], [5, 6]]
-    assert_is(ours.pool2d(X, 2, "max"), largest)
-    assert_is(ours.pool2d(X, (2, 2), "avg"), average)
     assert_is(ours.max_pool2d(X[None], 2, stride=1)[0], largest)
     assert_is(ours.avg_pool2d(X[None], 2, stride=1)[0], average)
 

@@ -59,5 +59,5 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
 def test_a_damaged_result_is_named(tmp_path: Path, content: str) -> None:
     add_run(tmp_path / "0", "lr=1", result(0.5))
     (tmp_path / "0" / "metrics.json").write_text(content)
-    with pytest.raises(UserError, match=r"0/metrics\.json: cannot be read .* sweep\.resume runs the job again"):
+    with pytest.raises(UserError, match=r"0/metrics\.json: cannot be read .* resume the run"):
         read_runs(tmp_path)

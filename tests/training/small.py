@@ -94,4 +94,4 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def event_files(folder: Path) -> list[Path]:
     """In the order in which they were begun."""
-    return sorted(folder.glob("events.out.tfevents.*"))
+    return sorted(folder.glob("events.out.tfevents.*"), key=lambda path: (len(path.name), path.name))

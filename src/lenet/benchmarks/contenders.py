@@ -27,9 +27,6 @@ OURS = "this project"
 TRAINED_IMAGES = 55_000
 LEARNING_RATE = 0.9
 
-Contender = Callable[[Settings, Path], float]
-"""Trains with these settings; the folder is for its files. Returns images per second."""
-
 
 def this_project(settings: Settings, folder: Path) -> float:
     result = run(settings, folder)
@@ -138,10 +135,11 @@ def pictures(settings: Settings, workers: int) -> DataLoader[tuple[Tensor, Tenso
     return DataLoader(Subset(data, range(TRAINED_IMAGES)), settings.data.batch_size, shuffle=True, num_workers=workers)
 
 
-CONTENDERS: dict[str, Contender] = {
+CONTENDERS: dict[str, Callable[[Settings, Path], float]] = {
     OURS: this_project,
     "plain": plain,
     "plain, NHWC": partial(plain, memory_format=torch.channels_last),
     "template": template,
     "tutorial": tutorial,
 }
+"""Each trains with the settings, has a folder for its files, and returns images per second."""

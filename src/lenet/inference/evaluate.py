@@ -45,14 +45,13 @@ class Evaluation:
         """The numbers, as plain values."""
         counts = self.confusion.double()
         by_class = (counts.diagonal() / counts.sum(dim=1)).tolist()
+        error = multiclass_calibration_error(self.probabilities, self.labels, len(self.classes), n_bins=BINS)
         right = int((self.probabilities.argmax(dim=1) == self.labels).sum())
         return {
             "images": len(self.labels),
             "loss": self.loss,
             "acc": right / len(self.labels),
-            "calibration_error": float(
-                multiclass_calibration_error(self.probabilities, self.labels, len(self.classes), n_bins=BINS)
-            ),
+            "calibration_error": float(error),
             "acc_by_class": dict(zip(self.classes, by_class, strict=True)),
             "confusion": self.confusion.tolist(),
         }
@@ -60,15 +59,13 @@ class Evaluation:
 
 def data_of(run: Path, choice: str | None = None) -> LightningDataModule:
     """The data set that a run was trained on, or another one: a choice of the group data, such as `synthetic`."""
-    if choice is not None:
-        section = compose_settings(f"data={choice}").section("data")
-    elif (run / checkpoint.RUN_FILE).exists():
-        section = checkpoint.read_run(run)["settings"]["data"]
-    else:
+    if choice is None and not (run / checkpoint.RUN_FILE).exists():
         raise UserError(f"{run}: is no run's folder, which would say on what data; name them with --data")
-    data: LightningDataModule = build("data", section)
+    chosen = compose_settings(f"data={choice}").plain if choice else checkpoint.read_run(run)["settings"]
+    data: LightningDataModule = build("data", chosen["data"])
     data.prepare_data()
-    data.setup("test")
+    for stage in ("fit", "test"):
+        data.setup(stage)
     return data
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from lenet.errors import UserError
 from lenet.inference.evaluate import batches
@@ -27,17 +27,17 @@ ATOL, RTOL = 1e-5, 1e-6
 """How far a logit may be from the network's. Logits of 20 or more are rounded by 1e-5 in float32."""
 
 
+def program_of(net: TrainedNetwork) -> torch.export.ExportedProgram:
+    """What torch.export makes of the network, for any number of images."""
+    example = torch.rand(2, *net.image_shape)  # a batch of one would be taken for a constant
+    shapes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(with_builtin_layers(net.classifier.net), (example,), dynamic_shapes=shapes)
+
+
 def write_onnx(net: TrainedNetwork, path: Path) -> None:
     """The metadata has the class names and the image shape, as JSON."""
-    network, example, shapes = _traceable(net)
     program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=shapes,
-        dynamo=True,
-        verbose=False,
+        program_of(net), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
     assert program is not None
     metadata = {"classes": net.classes, "image_shape": net.image_shape}
@@ -53,18 +53,12 @@ def read_onnx(path: Path) -> Function:
 
 
 def write_exported(net: TrainedNetwork, path: Path) -> None:
-    network, example, shapes = _traceable(net)
-    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
-    torch.export.save(program, path, extra_files={"classes.json": json.dumps(net.classes)})
-
-
-def read_exported(path: Path) -> Function:
-    return torch.export.load(path).module()
+    torch.export.save(program_of(net), path, extra_files={"classes.json": json.dumps(net.classes)})
 
 
 FORMS: dict[str, tuple[str, Callable[[TrainedNetwork, Path], None], Callable[[Path], Function]]] = {
     "onnx": ("model.onnx", write_onnx, read_onnx),
-    "exported": ("model.pt2", write_exported, read_exported),
+    "exported": ("model.pt2", write_exported, lambda path: torch.export.load(path).module()),
     "safetensors": ("model.safetensors", save_safetensors, load),
 }
 """The name of the file, what writes it, and what reads it."""
@@ -95,9 +89,3 @@ def difference(net: TrainedNetwork, exported: Function, images: Tensor, name: st
     if not same or not torch.equal(logits.argmax(dim=1), expected.argmax(dim=1)):
         raise UserError(f"{name}: computes other logits than the network, by up to {largest:.1e}; do not use it")
     return largest
-
-
-def _traceable(net: TrainedNetwork) -> tuple[nn.Module, Tensor, tuple[dict[int, torch.export.Dim]]]:
-    """The network, an example and its dynamic shapes, for an exporter."""
-    # A batch of one would be taken for a constant.
-    return with_builtin_layers(net.classifier.net), torch.rand(2, *net.image_shape), ({0: torch.export.Dim("batch")},)

@@ -14,12 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lenet.data.module import EVALUATION_BATCH_SIZE
 from lenet.errors import UserError, flat
 from lenet.files import write_whole
 from lenet.training import checkpoint
 from lenet.training.module import STATE, Classifier
-
-BATCH_SIZE = 1000
 
 
 class TrainedNetwork(nn.Module):
@@ -41,8 +40,7 @@ class TrainedNetwork(nn.Module):
     @torch.inference_mode()
     def predict(self, images: Any) -> tuple[Tensor, Tensor]:
         """The classes (N,) of images, and the probabilities (N, classes) of all classes; images as in `forward`."""
-        batches = torch.split(self._batch(images), BATCH_SIZE)
-        logits = torch.cat([self.classifier(batch.to(self.classifier.device)) for batch in batches])
+        logits = torch.cat([self(batch) for batch in torch.split(self._batch(images), EVALUATION_BATCH_SIZE)])
         probabilities = logits.softmax(dim=1)
         return probabilities.argmax(dim=1), probabilities
 

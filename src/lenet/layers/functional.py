@@ -29,11 +29,10 @@ from lenet.layers.geometry import (
     spread,
     transposed_size,
 )
-from lenet.layers.plane import convolution, cross_correlation, pool2d
+from lenet.layers.plane import convolution, cross_correlation
 from lenet.layers.pooling import avg_pool2d, max_pool2d
 
-__all__ = ["ALGORITHMS", "avg_pool2d", "conv2d", "conv_transpose2d", "max_pool2d"]
-__all__ += ["convolution", "cross_correlation", "pool2d"]
+__all__ = ["ALGORITHMS", "avg_pool2d", "conv2d", "conv_transpose2d", "convolution", "cross_correlation", "max_pool2d"]
 
 Algorithm = Callable[[Tensor, Tensor, Pair, Pair], Tensor]  # of input, weight, stride and dilation
 

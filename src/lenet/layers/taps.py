@@ -20,17 +20,12 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
     """Cross-correlation of (N, C, H, W) with (O, C, k_h, k_w): (N, O, H', W')."""
     kernel_size = (weight.shape[2], weight.shape[3])
     count = window_count(input.shape, kernel_size, stride, dilation)
-    images = _channels_first(input).contiguous()
-    terms = (
-        torch.tensordot(weight[:, :, i, j], _shifted(images, (i * dilation[0], j * dilation[1]), count, stride), dims=1)
-        for i, j in positions(kernel_size)
-    )
+    images = _batch_first(_channels_first(input).contiguous())
+    terms = []
+    for i, j in positions(kernel_size):
+        shifted = tap(images, (i * dilation[0], j * dilation[1]), count, stride)
+        terms.append(torch.tensordot(weight[:, :, i, j], _channels_first(shifted), dims=1))
     return _batch_first(reduce(torch.add, terms))
-
-
-def _shifted(images: Tensor, offset: Pair, count: Pair, stride: Pair) -> Tensor:
-    """What one tap reads of (C, H, W, N), or where it adds: a view (C, H', W', N)."""
-    return _channels_first(tap(_batch_first(images), offset, count, stride))
 
 
 def _channels_first(images: Tensor) -> Tensor:

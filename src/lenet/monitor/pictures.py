@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from lenet.monitor.drawing import GREEN, RED, Array, Tile, images, sheet
 
@@ -78,15 +79,14 @@ def write_embedding(folder: Path, test: Evaluation) -> None:
     for true, guess in map(test.names, range(len(points))):
         rows.append(f"{true}\t{guess}\t{'right' if true == guess else 'wrong'}")
     (place / "labels.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    across = math.ceil(math.sqrt(len(points)))
-    height, width = images.shape[1:]
-    sprites = np.full((across * across, height, width), 255, np.uint8)
-    sprites[: len(points)] -= images
-    mosaic = sprites.reshape(across, across, height, width).swapaxes(1, 2).reshape(across * height, across * width)
-    Image.fromarray(mosaic).save(place / "sprites.jpg", quality=85)
+    # As many in a row as there are rows, without gaps: so TensorBoard finds them.
+    grid = make_grid(
+        torch.from_numpy(255 - images)[:, None], math.ceil(math.sqrt(len(points))), padding=0, pad_value=255
+    )
+    Image.fromarray(grid[0].numpy()).save(place / "sprites.jpg", quality=85)
     config = ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="test images", tensor_shape=points.shape)
     embedding.tensor_path, embedding.metadata_path = "projector/points.bytes", "projector/labels.tsv"
     embedding.sprite.image_path = "projector/sprites.jpg"
-    embedding.sprite.single_image_dim.extend([width, height])
+    embedding.sprite.single_image_dim.extend(images.shape[:0:-1])
     (folder / "projector_config.pbtxt").write_text(str(config))

@@ -36,7 +36,6 @@ FINAL_TAGS = {
 }
 """What the HParams tab compares; each value is the first of these metrics that the run has."""
 
-
 NOT_COMPARED = (
     *("callbacks", "checkpoint", "dashboard", "data.mirrors", "data.root", "deterministic", "device", "fuse", "layers"),
     *("logger", "sweep", "trainer.log_every_n_steps"),

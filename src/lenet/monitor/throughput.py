@@ -1,5 +1,6 @@
 """Examples per second of the whole trainer, as the user experiences it."""
 
+import math
 import time
 from typing import Any
 
@@ -10,20 +11,18 @@ class Stopwatch:
     """Adds up wall time, from `seconds` on. In a `with` statement, it runs during the block."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._elapsed = seconds
-        self._started: float | None = None
+        self._elapsed, self._started = seconds, math.nan  # NaN: it stands still
 
     @property
     def seconds(self) -> float:
         """Wall time while it ran, up to now."""
-        return self._elapsed + (time.perf_counter() - self._started if self._started is not None else 0.0)
+        return self._elapsed + (0.0 if math.isnan(self._started) else time.perf_counter() - self._started)
 
     def start(self) -> None:
-        if self._started is None:
-            self._started = time.perf_counter()
+        self._elapsed, self._started = self.seconds, time.perf_counter()
 
     def stop(self) -> None:
-        self._elapsed, self._started = self.seconds, None
+        self._elapsed, self._started = self.seconds, math.nan
 
     def __enter__(self) -> None:
         self.start()
@@ -68,9 +67,8 @@ class Throughput(TimedCallback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.finish_epoch()
-        seconds, images = self._before
-        self._before = self.stopwatch.seconds, pl_module.images_trained
-        seconds, images = self._before[0] - seconds, self._before[1] - images
+        before, self._before = self._before, (self.stopwatch.seconds, pl_module.images_trained)
+        seconds, images = self._before[0] - before[0], self._before[1] - before[1]
         pl_module.publish({"train/examples_per_sec": images / seconds if seconds > 0 else 0.0})
 
     def on_train_end(self, *_: Any) -> None:

@@ -54,8 +54,8 @@ def _add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
         maps = {f"{number}": plane for number, plane in enumerate(output, start=1)} if output.dim() == 3 else {}
         maps = maps or {"": output.flatten().expand(max(1, output.numel() // 20), -1)}  # a strip
         signed, size = bool((output < 0).any()), "×".join(map(str, output.shape))
-        kind = type(leaves[name]).__name__
-        page.picture(images(maps, per_row=8 if output.dim() == 3 else 1, signed=signed), f"{name}, {kind}: {size}")
+        caption = f"{name}, {type(leaves[name]).__name__}: {size}"
+        page.picture(images(maps, per_row=8 if output.dim() == 3 else 1, signed=signed), caption)
 
 
 def _add_pixels(page: Page, net: TrainedNetwork, image: Tensor, label: int) -> None:

@@ -90,7 +90,7 @@ def _add_run(page: Page, folder: Path) -> None:
     settings, events = read_run(folder)["settings"], read_events(folder)
     page.section("Results")
     if (folder / RESULT).is_file():
-        metrics = read_result(folder, "the run has to be repeated")
+        metrics = read_result(folder)
         page.table(["metric", "value"], [[key, _text_of(value)] for key, value in metrics.items()])
     else:
         page.text("This run has not finished; the page shows what it has written so far.")

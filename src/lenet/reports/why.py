@@ -17,17 +17,6 @@ SHIFTS = range(-4, 5)
 """In pixels, to the right."""
 
 
-class Subsampling(nn.Module):
-    """In place of a pooling: of each window the first value alone."""
-
-    def __init__(self, kernel_size: int) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values[..., :: self.kernel_size, :: self.kernel_size]
-
-
 def add_why(page: Page) -> None:
     """Add stop C0: a fully connected layer becomes a convolution when it has to treat all places alike."""
     page.section("C0", "From a fully connected layer to a convolution")

@@ -18,8 +18,6 @@ LOSS = "train/loss"
 METRICS = ["val/acc", "test/acc", LOSS, "seconds"]
 """What is compared. The first decides on the order, or the loss without validation images; the test images never do."""
 
-DAMAGED = "delete the file, and sweep.resume runs the job again"
-
 
 def runs_in(folder: Path) -> list[Path]:
     """The folders of all runs that were started below a folder, as in their names: 2 before 10."""
@@ -27,14 +25,14 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(str(path)), str(path)))
 
 
-def read_result(folder: Path, remedy: str = DAMAGED) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
     """The metrics.json of a run that is done; if it is damaged, a UserError names the remedy."""
     path = folder / RESULT
     try:
         result = dict(read_json(path))
         return result | {"seconds": float(result["seconds"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({error!r}); delete the file, and resume the run") from None
 
 
 def read_runs(folder: Path) -> pd.DataFrame:
