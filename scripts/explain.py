@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("explanation.html"), help="file of the page")
     arguments = parser.parse_args()
 
+    from lenet.data.pictures import read_picture
     from lenet.inference import load  # torch loads here; a mistyped argument need not wait for that
     from lenet.inference.evaluate import batches, data_of
-    from lenet.inference.pictures import read_picture
     from lenet.reports.explain import add_explanation
     from lenet.reports.page import Page
     from lenet.training.checkpoint import folder_of

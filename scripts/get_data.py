@@ -1,23 +1,26 @@
-"""Obtain and verify Fashion-MNIST: from its folder, the system's copy, or torchvision's mirrors."""
+"""Obtain and verify a data set, by default Fashion-MNIST: from its folder, the system, or torchvision's mirrors."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from lenet.config import PROJECT
-from lenet.data import FashionMNIST
+from lenet.data import KMNIST, MNIST, EMNISTBalanced, FashionMNIST
 from lenet.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    known = {each.choice: each for each in (FashionMNIST, MNIST, KMNIST, EMNISTBalanced)}
+    parser.add_argument("choice", nargs="?", choices=known, default=FashionMNIST.choice)
     parser.add_argument("--root", type=Path, default=PROJECT / "data")
-    data = FashionMNIST(parser.parse_args().root)
+    arguments = parser.parse_args()
+    data = known[arguments.choice](arguments.root)
     try:
         data.prepare_data()
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"Fashion-MNIST is in {data.folder}, verified.")
+    print(f"{data.title} is in {data.folder}, verified.")
 
 
 if __name__ == "__main__":

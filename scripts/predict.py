@@ -36,8 +36,8 @@ def main() -> None:
 
     import torch  # loads here; a mistyped argument need not wait for that
 
+    from lenet.data.pictures import read_picture
     from lenet.inference import load
-    from lenet.inference.pictures import read_picture
 
     net, seen, skipped = load(arguments.run), {}, 0
     files = [file for path in arguments.pictures for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import multiprocessing
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lenet.data.idx import IdxDataModule
+from lenet.data import KMNIST, MNIST, EMNISTBalanced, FashionMNIST
+from lenet.data.idx import IdxDataModule, md5_of
 from lenet.errors import UserError
 
 
@@ -37,7 +39,8 @@ ARCHIVES = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in C
 
 
 class Small(IdxDataModule):
-    folder_name = "Small"
+    title, choice = "Small", "small"
+    archives: ClassVar = {name: md5_of(ARCHIVES[f"{name}.gz"]) for name in CONTENTS}
     files: ClassVar = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
     system_folder: Path = Path("set by a fixture")
     hint = "install a package, or "
@@ -133,7 +136,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_file_is_named_and_left_alone(small: Small, mirror: Path, damage: str) -> None:
     damaged = DAMAGES[damage](CONTENTS[IMAGES])
     put(small.folder, CONTENTS | {IMAGES: damaged})
-    with pytest.raises(UserError, match=rf"{IMAGES}: has SHA-256 .*delete"):
+    with pytest.raises(UserError, match=rf"{IMAGES}: is damaged, or not Small.*move it away"):
         small.setup()
     assert obtained(small)[IMAGES] == damaged
 
@@ -181,3 +184,86 @@ def test_a_root_that_cannot_be_used_is_named(tmp_path: Path, root: str) -> None:
     put(tmp_path / "occupied", {"Small": b"a file where a folder is wanted"})
     with pytest.raises(UserError, match=rf"data\.root=.*{root}: .*name a folder"):
         Small(tmp_path / root, mirrors=[]).prepare_data()
+
+
+class Other(Small):
+    title, choice, files = "Other", "other", {}
+    archives: ClassVar = {name: md5_of(gzip.compress(content + b"\0", mtime=0)) for name, content in CONTENTS.items()}
+
+
+@pytest.mark.parametrize("place", ["raw", "root"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_files_of_another_data_set_are_named_as_such_and_not_passed_over(
+    small: Small, mirror: Path, place: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IdxDataModule, "__subclasses__", lambda: [Small, Other])
+    monkeypatch.setattr(Other, "files", {IMAGES: hashlib.sha256(as_idx(IMAGE_VALUES + 2)).hexdigest()})
+    content = as_idx(IMAGE_VALUES + 2)
+    put(
+        small.folder if place == "raw" else small.root, {IMAGES + suffix: gzip.compress(content) if suffix else content}
+    )
+    with pytest.raises(UserError, match=rf"{IMAGES}{suffix}: is Other's; use data=other") as caught:
+        small.setup()
+    assert "delete" not in str(caught.value)
+
+
+def test_names_that_7_zip_leaves_are_found(tmp_path: Path) -> None:
+    class Idx(IdxDataModule):
+        title, choice, mirrors = "Idx", "idx", ()
+        archives: ClassVar = {
+            "train-images-idx3-ubyte": "", "train-labels-idx1-ubyte": "",
+            "t10k-images-idx3-ubyte": "", "t10k-labels-idx1-ubyte": "",
+        }  # fmt: skip
+
+    names = [name.replace("-idx", ".idx") for name in Idx.archives]
+    put(tmp_path / "Idx" / "raw", dict(zip(names, CONTENTS.values(), strict=True)))
+    data = Idx(tmp_path, val_size=1)
+    data.setup()
+    assert torch.equal(data.images("train").images, IMAGE_VALUES[:5].byte())
+
+
+def test_without_a_known_checksum_a_file_needs_the_right_form(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Small, "files", {})
+    put(small.folder, CONTENTS | {IMAGES: DAMAGES["truncated"](CONTENTS[IMAGES])})
+    with pytest.raises(UserError, match=rf"{IMAGES}: is damaged, or not Small's.*move it away"):
+        small.setup()
+
+
+@pytest.mark.parametrize("kind", [MNIST, KMNIST])
+def test_digits_and_characters_come_from_a_mirror(
+    kind: type[IdxDataModule], mirror: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = dict(zip(kind.archives, ARCHIVES.values(), strict=True))
+    put(mirror, {f"{name}.gz": archive for name, archive in archives.items()})
+    data = kind(tmp_path / "data", small.mirrors, val_size=1)
+    with pytest.raises(UserError, match=rf"{kind.title}.*wrong checksum.*data=synthetic"):
+        data.setup()
+    monkeypatch.setattr(kind, "archives", {name: md5_of(archive) for name, archive in archives.items()})
+    monkeypatch.setattr(kind, "files", {})
+    data.setup()
+    assert torch.equal(data.images("train").images, IMAGE_VALUES[:5].byte())
+    assert data.classes == 10
+
+
+def test_emnist_comes_out_of_one_archive_and_its_images_are_upright(
+    mirror: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(mirror / "gzip.zip", "w") as archive:
+        for name, content in zip(EMNISTBalanced.archives, ARCHIVES.values(), strict=True):
+            archive.writestr(f"gzip/{name}.gz", content)
+    data = EMNISTBalanced(tmp_path / "data", small.mirrors, val_size=1)
+    with pytest.raises(UserError, match=r"EMNIST.*wrong checksum"):
+        data.setup()
+    monkeypatch.setattr(EMNISTBalanced, "md5", md5_of((mirror / "gzip.zip").read_bytes()))
+    data.setup()
+    assert torch.equal(data.images("train").images, IMAGE_VALUES[:5].byte().mT)
+    assert data.classes == 47
+    assert Mirror.sent.count("gzip.zip") == 2
+
+
+@pytest.mark.parametrize("kind", [FashionMNIST, MNIST, KMNIST, EMNISTBalanced])
+def test_without_a_network_each_data_set_names_the_remedy(kind: type[IdxDataModule], tmp_path: Path) -> None:
+    data = kind(tmp_path, ["http://127.0.0.1:1"])
+    data.system_folder = None
+    with pytest.raises(UserError, match=rf"{kind.title}/raw.*connect to a network, or .*data=synthetic"):
+        data.setup()

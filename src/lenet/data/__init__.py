@@ -4,7 +4,10 @@ A new data set is one file with a subclass of ImageDataModule (`load` and `class
 """
 
 from lenet.data.fashion_mnist import FashionMNIST
+from lenet.data.image_folder import ImageFolder
+from lenet.data.mnist import KMNIST, MNIST, EMNISTBalanced
 from lenet.data.module import Batch, Block, ImageDataModule, Images
 from lenet.data.synthetic import Synthetic
 
-__all__ = ["Batch", "Block", "FashionMNIST", "ImageDataModule", "Images", "Synthetic"]
+__all__ = ["KMNIST", "MNIST", "Batch", "Block", "EMNISTBalanced", "FashionMNIST", "ImageDataModule", "ImageFolder"]
+__all__ += ["Images", "Synthetic"]

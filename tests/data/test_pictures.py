@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
+from lenet.data.pictures import read_picture
 from lenet.errors import UserError
-from lenet.inference.pictures import read_picture
 from tests.commands import Commands
 from tests.conftest import Finished
 
