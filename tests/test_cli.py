@@ -24,7 +24,7 @@ MISTAKES = {
     "optimizer.lr=0.1,0.5": ["optimizer.lr", "-m"],
     "lenet_relu": ["lenet_relu", "KEY=VALUE"],
     "--optimizer.lr=1": ["--optimizer.lr=1", "optimizer.lr=1", "without dashes"],
-    "sweep.resume=outputs": ["sweep.resume=outputs", "-m"],
+    "sweep.resume=outputs": ["sweep.resume=", "outputs: belongs", "-m"],
     # Found when it is checked:
     "optimizer.lr=-1": ["optimizer.lr=-1", "greater than 0"],
     # Found when the parts are built:
@@ -73,11 +73,49 @@ def test_runs_that_start_at_the_same_time_get_folders_of_their_own(commands: Com
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["second", "second-2"]
 
 
+UNDER_SRUN = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
+UNDER_SBATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+
+
+def test_in_a_script_of_sbatch_a_run_is_one_process(
+    train_command: TrainCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in UNDER_SBATCH.items():
+        monkeypatch.setenv(name, value)
+    run = train_command("data=synthetic", "data.train_size=1200", "trainer.max_epochs=1", "dashboard=minimal")
+    assert (run.status, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "remedy"),
+    [
+        ({}, ["device.num_nodes=2"], "torchrun or srun"),
+        (UNDER_SBATCH, ["device.devices=2"], "srun python train.py"),
+        (UNDER_SBATCH, ["device.num_nodes=2"], "srun python train.py"),
+    ],
+)
+def test_processes_that_nobody_starts_are_not_waited_for(
+    train_command: TrainCommand,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    words: list[str],
+    remedy: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = train_command("data=synthetic", "device=ddp", *words)
+    assert run.status == 1
+    assert run.stderr.count("\n") == 1
+    assert words[0] in run.stderr
+    assert remedy in run.stderr
+    assert not run.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "speaks"),
     [
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False),
+        ({**UNDER_SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+        ({**UNDER_SRUN, "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False),
         ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}, False),
     ],
 )

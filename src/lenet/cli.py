@@ -22,8 +22,9 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
-from lenet.config import PROJECT, Settings, closest_key, no_such_key, read_settings
+from lenet.config import AUTO, PROJECT, Settings, as_word, closest_key, no_such_key, read_settings
 from lenet.errors import DISK_ERRORS, UserError, did_you_mean, printable
+from lenet.processes import is_first, is_started_by_lightning, launched
 from lenet.signals import Interrupted, raising
 
 log = logging.getLogger(__name__)
@@ -32,36 +33,21 @@ log = logging.getLogger(__name__)
 _HYDRA_RAISES = "HYDRA_FULL_ERROR"
 
 
-# Processes that train together: torchrun or SLURM starts all of them, Lightning starts all but the first
-
-
-def _launched_processes() -> int | None:
-    """How many processes torchrun or SLURM has started for this run; None if neither has."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    # As Lightning, which takes a shell of SLURM's for no job.
-    in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return tasks if tasks > 1 and "SLURM_PROCID" in os.environ and not in_shell else None
-
-
-def _is_first() -> bool:
-    """Whether this is the only process of a run, or the first of several that train together."""
-    launched = "RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"
-    return os.environ.get(launched if _launched_processes() is not None else "LOCAL_RANK", "0") == "0"
-
-
-def _is_started_by_lightning() -> bool:
-    return _launched_processes() is None and not _is_first()
-
-
 def _check_processes(settings: Settings) -> None:
-    """Refuse to be several processes that do not train together."""
-    count, device = _launched_processes(), settings.device
+    """Refuse to be several processes that do not train together, or to wait for others that nobody starts."""
+    count, device = launched(), settings.device
+    named = f"device.devices={device.devices}, device.num_nodes={device.num_nodes}"
     if count is not None and count != device.total:
         raise UserError(
-            f"device.devices={device.devices}, device.num_nodes={device.num_nodes}: {device.total} in all, and {count}"
-            " processes were started; start as many, with device=ddp, or one alone"
+            f"{named}: {device.total} in all, and {count} processes were started; start as many, with device=ddp, or"
+            " one alone"
+        )
+    if count is None and device.total > 1 and "SLURM_NTASKS" in os.environ:
+        raise UserError(f"{named}: under SLURM, srun starts the processes: srun python train.py …")
+    if count is None and device.num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        raise UserError(
+            f"{named}: nothing starts the processes on the other machines; use torchrun or srun, or set MASTER_ADDR,"
+            " MASTER_PORT and NODE_RANK and start it on each machine"
         )
 
 
@@ -78,7 +64,7 @@ def _end_with_parent() -> None:
 
 
 # What a process that Lightning started has in its environment is this program's own wish.
-_user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1" and not _is_started_by_lightning()
+_user_wants_traceback = os.environ.get(_HYDRA_RAISES) == "1" and not is_started_by_lightning()
 
 
 def start(main: Callable[[], Any]) -> None:
@@ -89,13 +75,13 @@ def start(main: Callable[[], Any]) -> None:
     logging.raiseExceptions = False  # a full disk is reported by those who need what they could not write
     try:
         with one_line_errors(), raising():
-            if _is_started_by_lightning():
+            if is_started_by_lightning():
                 _end_with_parent()
             _check_words(sys.argv[1:])
             # Hydra takes settings on one side of an option alone; a user may write one anywhere.
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not re.match("-m$|--multirun$|--.+=", word))
             with tempfile.TemporaryDirectory() as scratch:
-                if not (_is_first() or _is_started_by_lightning()):  # it would write into the first one's folder
+                if not (is_first() or is_started_by_lightning()):  # it would write into the first one's folder
                     sys.argv += [f'hydra.run.dir="{scratch}"', "hydra.output_subdir=null"]
                 main()
     finally:
@@ -138,7 +124,7 @@ def one_line_errors() -> Iterator[None]:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         what = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
         # Of one that Lightning has started, another status would have Lightning kill the first, which has more to do.
-        status = 0 if _is_started_by_lightning() else 128 + signum
+        status = 0 if is_started_by_lightning() else 128 + signum
         _exit("; ".join([what, *map(str, interrupt.args)]), status)
 
 
@@ -154,9 +140,16 @@ class Preflight(Callback):
             sys.exit(1)
 
     def _check(self, config: DictConfig) -> None:
-        if _is_started_by_lightning():
+        if is_started_by_lightning():
             return  # the process that started this one has checked
         settings = read_settings(config)
+        if settings.resume == AUTO:
+            folder = folders.chosen(config, "hydra.run.dir")
+            if folder is None:
+                raise UserError("resume=auto: needs the same folder each time: add hydra.run.dir=FOLDER")
+            with read_write(config):
+                config.resume = str(folder) if (folder / "run.json").exists() else None
+            settings = read_settings(config)
         if settings.sweep.resume is not None:
             raise UserError(f"sweep.resume={settings.sweep.resume}: belongs to a sweep; add -m")
         if settings.resume is None:
@@ -173,7 +166,7 @@ class Preflight(Callback):
             with read_write(config), open_dict(config):
                 config.hydra.run.dir = settings.resume
                 config.hydra.output_subdir = None  # what the first start wrote there, stays
-        if not _is_first():
+        if not is_first():
             return
         run.check(settings)
         if settings.resume is None:
@@ -205,10 +198,9 @@ def _one_line(error: Exception) -> str:
             close = did_you_mean(choice, error.options)
             return f"{group}={choice}: no such choice{close} (choose from {', '.join(error.options)})"
         case OverrideParseException():
-            return (
-                f"{error.override}: cannot be read as KEY=VALUE, without spaces around =; see --help, and quote what"
-                " the shell would change"
-            )
+            key, _, value = str(error.override).partition("=")
+            word = as_word(key, value) if value.strip() else f"{key.strip()}=VALUE"
+            return f"{error.override}: cannot be read as KEY=VALUE; if the value is meant so, write {word}"
         case ConfigCompositionException() if named := re.search(r"An item is already at '([^']*)'", text):
             return f"+{named[1]}: the key exists already; write it without the +"
         case ConfigCompositionException() if named := re.search(r"Could not override '([^']*)'", text):
@@ -228,7 +220,7 @@ def _in_sweep() -> bool:
 
 def _exit(line: str, status: int) -> None:
     line = printable(line)
-    if _is_first():
+    if is_first():
         for handler in logging.getLogger().handlers:  # train.log, if the run has come so far
             if isinstance(handler, logging.FileHandler):
                 with contextlib.suppress(OSError):  # it may be what cannot be written

@@ -6,6 +6,8 @@ with a `_target_` names a class (see lenet.classes).
 
 import functools
 import json
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -28,6 +30,12 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 AnySection = TypeVar("AnySection", bound="Section")
+
+AUTO = "auto"
+"""As the value of `resume`: resume the run in hydra.run.dir, or begin it if there is none."""
+
+PATHS = ("data.root", "init_from", "resume", "sweep.resume")
+"""Settings that are paths, as seen from where the command was typed; `~` is the home folder."""
 
 ONE_CLASS = (*IN_CHECKPOINTS, "data")
 NAMED_CLASSES = ("callbacks", "logger")
@@ -162,6 +170,12 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "tune")])
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
+    here = Path(OmegaConf.select(config, "hydra.runtime.cwd") or "")
+    for group, _, leaf in (key.rpartition(".") for key in PATHS):
+        holder = plain.get(group) if group else plain
+        path = holder.get(leaf) if isinstance(holder, dict) else None
+        if isinstance(path, str) and path not in ("", AUTO) and "://" not in path:
+            holder[leaf] = str((here / Path(path).expanduser()).absolute())  # type: ignore[index]
     settings = validated(Settings, plain)
     for name in ONE_CLASS:
         if (section := settings.section(name)) and f"{name}._target_" in words:
@@ -202,6 +216,13 @@ def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
 def compose_settings(*overrides: str) -> Settings:
     """The settings that `train.py` would run with these overrides; refused as the command line would."""
     return read_settings(compose_config("train", overrides))
+
+
+def as_word(key: str, value: object) -> str:
+    """A setting as a word of a command, for Hydra and for a shell, whatever signs are in the value."""
+    plain = re.fullmatch(r"[\w./-]+", str(value), re.ASCII) is not None
+    quoted = str(value).replace('"', '\\"')
+    return shlex.quote(f"{key}={value}" if plain else f'{key}="{quoted}"')
 
 
 # Mistakes

@@ -14,6 +14,17 @@ RESULT = "metrics.json"
 """In a run's folder; written last, so that a run which has it is done."""
 
 
+LEFTOVERS = {".hydra", "train.log", ".lock"}
+"""What a run that was killed before it was under way may leave; with resume=auto it begins again."""
+
+
+def chosen(config: DictConfig, key: str) -> Path | None:
+    """The folder that a key names, if the user chose it."""
+    if any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra):
+        return Path(str(OmegaConf.select(config, key))).expanduser().absolute()
+    return None
+
+
 def claim(config: DictConfig, key: str) -> Path:
     """Create the folder that a key names, with a number added if another run has it; the key then names it.
 
@@ -23,9 +34,10 @@ def claim(config: DictConfig, key: str) -> Path:
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         folder = wanted
-        if _is_chosen(config, key):
+        if chosen(config, key):
             folder.mkdir(exist_ok=True)
-            (folder / ".hydra").mkdir()  # Hydra's own, which marks it as taken: of two runs at once, one finds it
+            # Hydra's own, which marks it as taken: of two runs at once, one finds it.
+            (folder / ".hydra").mkdir(exist_ok=begins_anew(config))
         else:
             folder = _make_new(wanted)
     except OSError as error:
@@ -39,7 +51,9 @@ def refuse_taken(config: DictConfig, key: str) -> Path:
     """The folder that a key names; raises a UserError if the user chose it and it is not empty."""
     wanted = Path(str(OmegaConf.select(config, key))).expanduser().absolute()
     with contextlib.suppress(OSError):  # what cannot be looked at cannot be created either, which says more
-        if _is_chosen(config, key) and wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
+        allowed = LEFTOVERS if begins_anew(config) else set()
+        found = wanted.is_dir() and {path.name for path in wanted.iterdir()} <= allowed
+        if chosen(config, key) and wanted.exists() and not found:
             raise UserError(f"{key}={wanted}: is not an empty folder; name a new one")
     return wanted
 
@@ -58,8 +72,9 @@ def locked(folder: Path, key: str, seconds: float = 0) -> Iterator[None]:
         raise UserError(f"{key}={folder}: another process is at work on it; wait for its end") from None
 
 
-def _is_chosen(config: DictConfig, key: str) -> bool:
-    return any(str(item).lstrip("+").startswith(f"{key}=") for item in config.hydra.overrides.hydra)
+def begins_anew(config: DictConfig) -> bool:
+    """Whether the user allowed with resume=auto that a first try has been in the folder."""
+    return "resume=auto" in map(str, config.hydra.overrides.get("task", ()))
 
 
 def _make_new(wanted: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from lenet.config import compose_settings
+from lenet.config import as_word, compose_settings
 from lenet.errors import UserError
 from lenet.signals import Interrupted
 from lenet.training.checkpoint import read
@@ -163,8 +163,52 @@ def test_the_command_that_ends_early_names_the_one_that_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("name", ["plain", "two words", "my data (1)", "lr=0.5"])
+@pytest.mark.parametrize("name", ["plain", "two words", "my data (1)", "lr=0.5", "李明", "o'neil", 'the "last"'])
 def test_the_resume_command_can_be_pasted_into_a_shell(name: str) -> None:
     folder = Path("/runs", name)
     *_, word = shlex.split(command(folder))
     assert compose_settings(word).resume == str(folder)
+    *_, word = shlex.split(as_word("sweep.resume", folder))
+    assert compose_settings(word).sweep.resume == str(folder)
+
+
+@pytest.mark.parametrize("name", ["李明", "o'neil", "my data (1)"])
+def test_a_run_that_ended_early_resumes_by_the_command_that_it_has_printed(
+    commands: Commands, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / name / "run"
+    words = [*SMALL, "trainer.max_epochs=4000", as_word("hydra.run.dir", folder)]
+    process = commands.start("train.py", *(shlex.split(word)[0] for word in words), cwd=tmp_path)
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    python, script, *words = shlex.split(errors.strip().rpartition(": ")[2])
+    assert (python, script) == ("python", "train.py")
+    done = read(folder / "checkpoints" / "last.ckpt")["epoch"] + 1
+    again = commands.run("train.py", *words, f"trainer.max_epochs={done + 1}", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert (folder / "metrics.json").exists()
+
+
+def test_auto_begins_goes_on_and_says_when_a_run_is_finished(commands: Commands, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*SMALL, "optimizer.lr=0.5", "trainer.max_epochs=300", "resume=auto", f"hydra.run.dir={folder}"]
+    folder.mkdir()
+    (folder / ".hydra").mkdir()  # of a first try that was killed at once
+    (folder / "train.log").touch()
+    process = commands.start("train.py", *words, cwd=tmp_path)
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+    for expected in ("resumes from", "has done its 300 epochs"):
+        done = commands.run("train.py", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
+    assert commands.run("train.py", *words, "seed=3", cwd=tmp_path).returncode == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    for wrong, message in ((["resume=auto"], "add hydra.run.dir"), (["hydra.run.dir=other"], "not an empty folder")):
+        refused = commands.run("train.py", *words[:-2], "resume=auto", *wrong[-1:], cwd=tmp_path)
+        assert refused.returncode == 1
+        assert message in refused.stderr

@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lenet import folders
-from lenet.config import Settings, dotted, read_settings
+from lenet.config import Settings, as_word, dotted, read_settings
 from lenet.errors import UserError
 from lenet.folders import RESULT
 from lenet.signals import Interrupted
@@ -107,7 +107,7 @@ class GridSweeper(Sweeper):
         def left() -> list[str]:
             return [job.folder for job in jobs if not (folder / job.folder / RESULT).is_file()]
 
-        remedy = f"the same command with sweep.resume={folder} resumes it"
+        remedy = f"the same command with {as_word('sweep.resume', folder)} resumes it"
         log.info("Sweep folder: %s (%d of %d jobs to do)", folder, len(left()), len(jobs))
         try:
             self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, open_dict
 from lenet.errors import UserError
 from lenet.files import read_json
 from lenet.folders import RESULT
+from lenet.processes import cores
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class ProcessLauncher(Launcher):
             raise UserError(f"launcher.jobs={self.jobs}: should be a whole number of at least 1")
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if self.jobs > 1:
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.jobs)))
         # IPython's %run leaves this out, and multiprocessing reads it.
         vars(sys.modules["__main__"]).setdefault("__spec__", None)
         # The server loads torch while this process checks the jobs.

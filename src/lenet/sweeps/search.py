@@ -83,7 +83,7 @@ class Study:
 
     def __init__(self, config: DictConfig, overrides: Sequence[str]) -> None:
         self.search = validated(Search, OmegaConf.to_container(config.tune, resolve=True), "tune")
-        self.overrides, self.folder = list(overrides), Path(self.search.folder)
+        self.overrides, self.folder = list(overrides), Path(self.search.folder).expanduser()
         settings = read_settings(config)
         refuse_unfit(settings)
         if settings.data.val_size == 0 or settings.test_every_epoch:

@@ -10,10 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from lenet.classes import arguments_of, build, completed
 from lenet.config import Settings
 from lenet.errors import UserError, did_you_mean, flat
+from lenet.processes import cores, launched
 from lenet.training import checkpoint
 from lenet.training.module import Classifier
 
@@ -97,9 +99,11 @@ def trainer_of(settings: Settings, **arguments: Any) -> pl.Trainer:
         "precision": {"float32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
     }
     device, given = settings.section("device"), settings.section("trainer")
-    cores = max(2, os.cpu_count() or 1)
-    if device["devices"] > cores and not torch.cuda.is_available():  # Lightning would start so many processes
-        raise UserError(f"device.devices={device['devices']}: this machine has no GPU; use at most {cores}")
+    most = max(2, cores())
+    if device["devices"] > most and not torch.cuda.is_available():  # Lightning would start so many processes
+        raise UserError(f"device.devices={device['devices']}: this machine has no GPU; use at most {most}")
+    if launched() is None and "SLURM_NTASKS" in os.environ:  # one process, which Lightning would not believe
+        arguments["plugins"] = [*arguments.get("plugins", ()), LightningEnvironment()]
     try:
         return pl.Trainer(**(defaults | device | given | arguments))
     except Exception as error:  # of whatever kind: it looks at its arguments in many places

@@ -1,11 +1,9 @@
 """`resume=FOLDER`: the run in that folder continues, with its own configuration in place of what was composed."""
 
-import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from lenet.config import Settings, validated
+from lenet.config import Settings, as_word, dotted, validated
 from lenet.errors import UserError
 from lenet.files import read_json
 from lenet.folders import RESULT
@@ -17,9 +15,7 @@ CHANGEABLE = ("resume", "trainer.max_epochs", "device")
 
 def command(folder: Path) -> str:
     """The command that resumes the run in a folder, for a shell."""
-    plain = re.fullmatch(r"[\w./\\ -]+", str(folder)) is not None
-    word = f"resume={folder}" if plain else f"resume='{folder}'"  # Hydra needs quotes of its own around other signs
-    return f"python train.py {shlex.quote(word)}"
+    return f"python train.py {as_word('resume', folder)}"
 
 
 def advice(folder: Path) -> str:
@@ -34,16 +30,20 @@ def advice(folder: Path) -> str:
 def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
     """The settings of the run that `settings.resume` names, with what the overrides may change.
 
-    Raises a UserError if there is no such run, or the overrides say more than may change.
+    Overrides that only repeat the run's own settings are allowed. Raises a UserError if there is no such run, or the
+    overrides say more than may change.
     """
-    folder = Path(str(settings.resume)).expanduser().absolute()
+    folder = Path(str(settings.resume)).absolute()
     if not (folder / checkpoint.RUN_FILE).exists():
         raise UserError(f"resume={folder}: holds no run; name the folder of one, such as outputs/DATE/TIME")
     saved, device = checkpoint.read_run(folder)["settings"], settings.section("device")
+    then, now = dict(dotted(saved)), dict(dotted(settings.plain))
+    differ = {key for key in then | now if then.get(key) != now.get(key)} - {"trainer"}
+    is_the_same = all(key in CHANGEABLE or key.startswith("device") for key in differ)
     for word in map(str, overrides):
         key = word.lstrip("+~").partition("=")[0]
         section, _, name = key.partition(".")
-        if key not in CHANGEABLE and section != "device":
+        if key not in CHANGEABLE and section != "device" and not is_the_same:
             raise UserError(
                 f"{word}: a resumed run keeps its configuration, but for trainer.max_epochs and device; leave it out,"
                 f" or start a new run from its weights: init_from={folder}"

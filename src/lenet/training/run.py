@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lenet import folders
-from lenet.config import Settings, dotted, read_settings
+from lenet.config import AUTO, Settings, dotted, read_settings
 from lenet.data import ImageDataModule
 from lenet.errors import DISK_ERRORS, DivergenceError, UserError, flat
 from lenet.fast.memory import garbage_collector_frozen, keep_freed_memory
@@ -27,6 +28,7 @@ from lenet.monitor.dashboard import Dashboard
 from lenet.monitor.progress import Progress
 from lenet.monitor.tensorboard import RunLogger
 from lenet.monitor.throughput import Throughput
+from lenet.processes import cores
 from lenet.signals import Interrupted
 from lenet.training import checkpoint, parts, resume
 from lenet.training.module import Classifier
@@ -50,6 +52,8 @@ def train(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     settings = read_settings(config, hydra.overrides.task)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
+    if settings.resume == AUTO:  # of a process that Lightning has started: the first one has decided
+        settings = settings.model_copy(update={"resume": None})
     if in_sweep and (folder / RESULT).exists():
         return cast("float | None", read_json(folder / RESULT)["best_val_acc"])
     if in_sweep:
@@ -117,6 +121,8 @@ def run(
     """
     parts.quiet_libraries()
     keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: a GPU would convolve with 10 of its 23 bits otherwise
     pl.seed_everything(settings.seed, verbose=False)
     first = getattr(rank_zero_only, "rank", 0) == 0
