@@ -100,7 +100,7 @@ def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, An
 
 def benchmark_layers(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     numbers = in_turn(layers.tasks(), arguments.rounds)
-    return report(numbers, layers.BUILTIN, "ms", ".2f", more_is_faster=False), {"milliseconds": numbers}
+    return report(numbers, layers.BUILTIN, "ms for 256 images", ".2f", more_is_faster=False), {"milliseconds": numbers}
 
 
 def save(folder: Path, benchmark: str, table: str, measurements: dict[str, Any]) -> Path:

@@ -30,9 +30,12 @@ def main() -> None:
     from lenet.training.checkpoint import folder_of
 
     evaluations = []
-    for run in arguments.runs:
+    loaded = [(run, load(run), data_of(folder_of(run), arguments.data)) for run in arguments.runs]
+    for run, net, data in loaded:
         folder = folder_of(run)
-        found = evaluate(str(run), load(run), data_of(folder, arguments.data), arguments.split)
+        if net.classes != tuple(getattr(data, "class_names", net.classes)):
+            print(f"{run}: was trained on other classes than these data have")
+        found = evaluate(str(run), net, data, arguments.split)
         print(f"Written: {save(found, folder)}")
         evaluations.append(found)
     if arguments.ensemble:

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or a checkpoint")
     parser.add_argument("picture", metavar="PICTURE|NUMBER", help="a file, or the number of a test image")
     parser.add_argument("--invert", choices=["auto", "yes", "no"], default="auto", help="default: by the border")
+    parser.add_argument("--data", metavar="CHOICE", help="a choice of the group data; default: the run's own")
     parser.add_argument("--output", type=Path, default=Path("explanation.html"), help="file of the page")
     arguments = parser.parse_args()
 
@@ -31,7 +32,7 @@ def main() -> None:
     from lenet.reports.page import Page
     from lenet.training.checkpoint import folder_of
 
-    net, data = load(arguments.run), data_of(folder_of(arguments.run))
+    net, data = load(arguments.run), data_of(folder_of(arguments.run), arguments.data)
     name = arguments.picture
     if name.isdecimal() and not Path(name).exists():
         tests = [pair for images, labels in batches(data, "test") for pair in zip(images, labels, strict=True)]

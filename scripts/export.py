@@ -36,11 +36,13 @@ def main() -> None:
     net, data = load(arguments.run), data_of(run, arguments.data)
     found = evaluate(str(arguments.run), net, data)
     folder = arguments.output or run / "export"
+    files = []
     for form in arguments.to:
         path, images, difference = export(net, form, folder, data)
+        files.append(path.name)
         print(f"{path}: the same classes, logits within {difference:.1e}, on {images:,} test images")
     save(found, folder)
-    print(f"Model card: {write_card(folder, net, data, found, run)}")
+    print(f"Model card: {write_card(folder, files, net, data, found, run)}")
 
 
 if __name__ == "__main__":

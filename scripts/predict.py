@@ -87,7 +87,7 @@ def save_page(seen: dict[str, Any], results: list[dict[str, float]]) -> None:
     tiles = []
     for (name, image), result in zip(seen.items(), results, strict=True):
         tiles.append(Tile("\n".join([Path(name).name, *best_three(result).split(", ")]), image.numpy()))
-    page.picture(sheet(tiles, width=860, per_row=5), f"{len(tiles)} pictures; dark is large")
+    page.picture(sheet(tiles, width=860, per_row=5), "Dark is large.")
     page.save(Path("predictions.html"))
     print("Page: predictions.html", file=sys.stderr)
 

@@ -45,19 +45,11 @@ def main() -> None:
     introduction = "What a convolution is, in numbers and pictures. This project's layers computed all of them."
     page = Page("Convolution, step by step", introduction, printed=True)
     add_stops(page)
-    save(page, arguments.output)
+    page.save(arguments.output)
     print("\nTraining a LeNet …", file=sys.stderr)
     add_trained_lenet(page, settings)
-    save(page, arguments.output)
+    page.save(arguments.output)
     print(f"\nPage with pictures: {arguments.output}")
-
-
-def save(page: Page, path: Path) -> None:
-    """Write the page as it is now."""
-    try:
-        page.save(path)
-    except OSError as error:
-        raise UserError(f"--output={path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def add_trained_lenet(page: Page, settings: Settings) -> None:

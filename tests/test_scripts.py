@@ -42,7 +42,7 @@ TOUR = "tour.py data=synthetic data.train_size=5100"
     [
         ("get_data.py --root missing/folder", "error: data.root="),
         (f"{TOUR} optimzer.lr=1", "error: optimzer.lr: no such key; did you mean optimizer.lr?"),
-        (f"{TOUR} --output /dev/null/tour.html", "error: --output=/dev/null/tour.html: cannot be written"),
+        (f"{TOUR} --output /dev/null/tour.html", "error: /dev/null/tour.html: cannot be written"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(commands: Commands, words: str, message: str) -> None:

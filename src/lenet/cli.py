@@ -95,8 +95,9 @@ def start(main: Callable[[], Any]) -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what the user can mend into one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 shows all."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # for the user's own classes
+    for folder in (str(PROJECT), str(Path.cwd())):  # for the user's own classes
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     try:
         yield
         sys.stdout.flush()

@@ -115,3 +115,16 @@ def test_what_is_no_picture_is_skipped_and_the_status_says_so(
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr.startswith(f"error: {pictures / 'notes.txt'}: is no picture")
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "32 bits", "floats"])
+def test_numbers_of_more_bits_look_like_those_of_eight(tmp_path: Path, kind: str) -> None:
+    pixels = np.tile(np.linspace(0, 255, 28).round(), (28, 1))
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "8.png")
+    if kind == "16 bits":
+        Image.fromarray((pixels * 257).astype(np.uint16)).save(tmp_path / "other.png")
+    else:
+        scaled = pixels * 2**20 if kind == "32 bits" else pixels / 255
+        Image.fromarray(scaled.astype(np.int32 if kind == "32 bits" else np.float32)).save(tmp_path / "other.tiff")
+    (other,) = tmp_path.glob("other.*")
+    assert torch.equal(read_picture(other, "no"), read_picture(tmp_path / "8.png", "no"))

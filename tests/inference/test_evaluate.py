@@ -29,7 +29,7 @@ def test_the_numbers_are_those_of_the_run(finished_run: Finished, split: str) ->
 
 
 def evaluation(probabilities: list[list[float]], labels: list[int]) -> Evaluation:
-    return Evaluation("one", ["a", "b"], 1.0, torch.tensor(probabilities), torch.tensor(labels))
+    return Evaluation("one", ["a", "b"], "Two, test", 1.0, torch.tensor(probabilities), torch.tensor(labels))
 
 
 def test_accuracy_by_class_confusion_and_calibration() -> None:

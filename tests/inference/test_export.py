@@ -113,7 +113,13 @@ def test_the_command_writes_the_files_and_a_card_whose_code_runs(
         *(name for name, _, _ in FORMS.values()),
     }
     card = (folder / "README.md").read_text()
-    for part in (f"{finished_run.metrics['test/acc']:.4f}", "model=lenet_relu", "plus", "torch.optim.Adam", "MIT"):
+    for part in (
+        f"{finished_run.metrics['test/acc']:.4f}",
+        "model=lenet_relu",
+        "plus",
+        "torch.optim.Adam",
+        "Ten shapes",
+    ):
         assert part in card
     code = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
     assert len(code) == 3

@@ -25,8 +25,8 @@ def in_turn(tasks: Tasks, rounds: int) -> Numbers:
     return numbers
 
 
-def report(numbers: Numbers, base: str, unit: str, form: str, more_is_faster: bool) -> str:
-    """A table: the numbers of each contender, formatted with `form`, and how many times as slow as `base` it is.
+def report(numbers: Numbers, base: str, unit: str, number_format: str, more_is_faster: bool) -> str:
+    """A table: the numbers of each contender, and how many times as slow as the contender `base` it is.
 
     The ratio is taken in each round: a machine that is slow for a while then slows both numbers.
     """
@@ -40,7 +40,7 @@ def report(numbers: Numbers, base: str, unit: str, form: str, more_is_faster: bo
             pairs = zip(contenders[base], values, strict=True)
             ratios = [own / other if more_is_faster else other / own for own, other in pairs]
             ratio = "" if name == base else _spread(ratios, ".2f")
-            lines.append(f"  {name:<18}{_spread(values, form):<28}{ratio}".rstrip())
+            lines.append(f"  {name:<18}{_spread(values, number_format):<28}{ratio}".rstrip())
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ BUILTIN = "builtin"
 
 
 def tasks(batch_size: int = 256) -> Tasks:
-    """What takes how many milliseconds, of each contender."""
+    """The operations to time, by operation and contender."""
     keep_freed_memory()
     torch.manual_seed(0)
     images, labels = torch.rand(batch_size, 1, 28, 28), torch.randint(10, (batch_size,))

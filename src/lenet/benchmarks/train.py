@@ -19,12 +19,12 @@ from lenet.config import Settings
 def tasks(settings: Iterable[Settings]) -> Tasks:
     """How many images a second each contender trains, with each of the settings."""
     return {
-        f"batches of {each.data.batch_size}": {name: partial(alone, name, each) for name in CONTENDERS}
+        f"batches of {each.data.batch_size}": {name: partial(in_new_process, name, each) for name in CONTENDERS}
         for each in settings
     }
 
 
-def alone(name: str, settings: Settings) -> float:
+def in_new_process(name: str, settings: Settings) -> float:
     """Images per second of one contender in a new process: no contender may affect another."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, name, settings).result()

@@ -22,7 +22,8 @@ def read_picture(path: Path, invert: Inversion = "auto") -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            picture = _opaque(ImageOps.exif_transpose(file)).convert("L")
+            picture = _opaque(ImageOps.exif_transpose(file))
+            picture = _in_bytes(picture) if picture.mode[0] in "IF" else picture.convert("L")
     except Exception as error:  # Pillow raises many kinds, by format
         raise UserError(f"{path}: is no picture that can be read ({flat(error)})") from None
     pixels = np.asarray(picture)
@@ -32,6 +33,13 @@ def read_picture(path: Path, invert: Inversion = "auto") -> Tensor:
     if invert == "yes" or (invert == "auto" and border > 127):
         small = ImageOps.invert(small)
     return torch.from_numpy(np.array(small))
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """Whole numbers of 16 or 32 bits, or floats, as 0–255: from 0 to their range, or to the largest of floats."""
+    values = np.asarray(picture, dtype=np.float64)
+    highest = 65535 if picture.mode.startswith("I") and values.max() <= 65535 else max(values.max(), 1e-9)
+    return Image.fromarray((values.clip(0) * 255 / highest).round().astype(np.uint8))
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

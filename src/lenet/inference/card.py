@@ -1,22 +1,25 @@
 """A model card: what a network was trained on and how, how good it is, its limits, and how to load it (card.md)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Template
 from omegaconf import OmegaConf
 
-from lenet.files import read_json, write_whole
+from lenet.files import write_whole
 from lenet.folders import RESULT
 from lenet.inference.evaluate import Evaluation
 from lenet.inference.model import TrainedNetwork
-from lenet.training.checkpoint import RUN_FILE, read_run
+from lenet.training.checkpoint import RUN_FILE, read_result, read_run
 
 RECIPE = ("model", "init", "loss", "optimizer", "scheduler", "data", "trainer", "precision", "seed")
 """The settings that a card shows, without where the data are."""
 
 
-def write_card(folder: Path, net: TrainedNetwork, data: object, found: Evaluation, run_folder: Path) -> Path:
-    """Write README.md for the files in a folder that `lenet.inference.export` made; returns its path.
+def write_card(
+    folder: Path, files: Sequence[str], net: TrainedNetwork, data: object, found: Evaluation, run_folder: Path
+) -> Path:
+    """Write README.md for files in a folder that `lenet.inference.export` made; returns its path.
 
     `found` is what the network does on the test images of `data`. The run's folder may have no run.json.
     """
@@ -26,7 +29,11 @@ def write_card(folder: Path, net: TrainedNetwork, data: object, found: Evaluatio
         settings.get("data", {}).pop(place, None)
     mistakes, measures = found.confusion.clone().fill_diagonal_(0), found.measures
     actual, guess = divmod(int(mistakes.argmax()), len(found.classes))
-    template = Template(Path(__file__).with_name("card.md").read_text(), keep_trailing_newline=True, trim_blocks=True)
+    module = f"{type(net.classifier.net).__module__}.{type(net.classifier.net).__qualname__}"
+    seen = [name for name, accuracy in measures["acc_by_class"].items() if accuracy == accuracy]  # the others are NaN
+    template = Template(
+        Path(__file__).with_name("card.md").read_text(encoding="utf-8"), keep_trailing_newline=True, trim_blocks=True
+    )
     card = template.render(
         net=net,
         data=data,
@@ -34,12 +41,14 @@ def write_card(folder: Path, net: TrainedNetwork, data: object, found: Evaluatio
         measures=measures,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         settings=OmegaConf.to_yaml(OmegaConf.create(settings)),
-        metrics=read_json(run_folder / RESULT) if (run_folder / RESULT).is_file() else None,
-        weakest=min(found.classes, key=lambda name: measures["acc_by_class"][name]),
+        metrics=read_result(run_folder) if (run_folder / RESULT).is_file() else None,
+        weakest=min(seen, key=lambda name: measures["acc_by_class"][name]),
         mistakes=int(mistakes.max()),
         actual=found.classes[actual],
         guess=found.classes[guess],
-        files=[path.name for path in folder.iterdir()],
+        files=files,
+        own_module=None if module.startswith(("lenet.", "torch.")) else module,
+        trained_on=(run["settings"]["data"]["_target_"] if run else "").rpartition(".")[2],
         shape=(1, *net.image_shape),
     )
     write_whole(folder / "README.md", card.encode())

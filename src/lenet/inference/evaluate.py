@@ -31,6 +31,7 @@ class Evaluation:
 
     name: str
     classes: Sequence[str]
+    images: str  # which they are, such as "FashionMNIST, test"
     loss: float  # mean over the images
     probabilities: Tensor  # (N, classes)
     labels: Tensor  # (N,)
@@ -48,6 +49,8 @@ class Evaluation:
         error = multiclass_calibration_error(self.probabilities, self.labels, len(self.classes), n_bins=BINS)
         right = int((self.probabilities.argmax(dim=1) == self.labels).sum())
         return {
+            "of": self.name,
+            "data": self.images,
             "images": len(self.labels),
             "loss": self.loss,
             "acc": right / len(self.labels),
@@ -90,7 +93,8 @@ def evaluate(name: str, net: TrainedNetwork, data: LightningDataModule, split: s
     if not labels:
         raise UserError(f"{name}: its data set has no images of the split {split}")
     sums.read()
-    return Evaluation(name, net.classes, sums.mean_loss, torch.cat(probabilities), torch.cat(labels))
+    images = f"{type(data).__name__}, {split}"
+    return Evaluation(name, net.classes, images, sums.mean_loss, torch.cat(probabilities), torch.cat(labels))
 
 
 def ensemble(members: Sequence[Evaluation]) -> Evaluation:
@@ -100,18 +104,28 @@ def ensemble(members: Sequence[Evaluation]) -> Evaluation:
         raise UserError("--ensemble: the runs are of different data sets; name one for all with --data")
     mean = torch.stack([each.probabilities for each in members]).mean(dim=0)
     loss = float(-mean[torch.arange(len(mean)), first.labels].log().double().mean())
-    return Evaluation("ensemble", first.classes, loss, mean, first.labels)
+    name = f"ensemble of {', '.join(each.name for each in members)}"
+    return Evaluation(name, first.classes, first.images, loss, mean, first.labels)
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
     """A comparison as text, with a column for each evaluation."""
     columns = []
     for each in evaluations:
-        measures = {name.replace("_", " "): value for name, value in each.measures.items()}
-        by_class = measures.pop("acc by class")
-        columns.append({**measures, **by_class})
-    rows = pd.DataFrame(columns, dtype=object).drop(columns="confusion").rename(columns={"acc": "accuracy"}).T
-    return str(rows.to_string(header=[each.name for each in evaluations], float_format="{:.4f}".format))
+        measures = each.measures
+        keys = {
+            "data": "data",
+            "images": "images",
+            "loss": "loss",
+            "acc": "accuracy",
+            "calibration_error": "calibration error",
+        }
+        overall = pd.Series({label: measures[key] for key, label in keys.items()}, dtype=object)
+        columns.append(pd.concat([overall, pd.Series(measures["acc_by_class"], dtype=object)]))
+    rows = pd.concat(columns, axis=1) if len({tuple(each.index) for each in columns}) == 1 else pd.DataFrame(columns).T
+    return str(
+        rows.to_string(header=[each.name.partition(" of ")[0] for each in evaluations], float_format="{:.4f}".format)
+    )
 
 
 def save(evaluation: Evaluation, folder: Path) -> str:

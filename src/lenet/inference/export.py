@@ -15,13 +15,13 @@ from torch import Tensor
 
 from lenet.errors import UserError
 from lenet.inference.evaluate import batches
-from lenet.inference.model import TrainedNetwork, load, save_safetensors
+from lenet.inference.model import TrainedNetwork, as_floats, load, save_safetensors
 from lenet.layers.modules import with_builtin_layers
 
 Function = Callable[[Tensor], Tensor]  # from images to logits
 
 IMAGES = 1000
-"""That the networks are compared on."""
+"""How many test images the networks are compared on."""
 
 ATOL, RTOL = 1e-5, 1e-6
 """How far a logit may be from the network's. Logits of 20 or more are rounded by 1e-5 in float32."""
@@ -70,10 +70,17 @@ def export(net: TrainedNetwork, form: str, folder: Path, data: LightningDataModu
     Returns the file, how many images there were, and the `difference`.
     """
     name, write, read = FORMS[form]
-    folder.mkdir(parents=True, exist_ok=True)
-    write(net, folder / name)
+    try:
+        folder.mkdir(exist_ok=True)
+        write(net, folder / name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from None
     images = torch.cat([images for images, _ in batches(data)])[:IMAGES]
-    return folder / name, len(images), difference(net, read(folder / name), images, str(folder / name))
+    try:
+        return folder / name, len(images), difference(net, read(folder / name), images, str(folder / name))
+    except UserError:
+        (folder / name).unlink()
+        raise
 
 
 @torch.inference_mode()
@@ -82,10 +89,10 @@ def difference(net: TrainedNetwork, exported: Function, images: Tensor, name: st
 
     Raises a UserError with the name if it is more than rounding, or a class differs.
     """
-    values = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    values = as_floats(images)
     expected, logits = net(values), exported(values)
     largest = float((logits - expected).abs().max())
     same = torch.allclose(logits, expected, rtol=RTOL, atol=ATOL)
     if not same or not torch.equal(logits.argmax(dim=1), expected.argmax(dim=1)):
-        raise UserError(f"{name}: computes other logits than the network, by up to {largest:.1e}; do not use it")
+        raise UserError(f"{name}: would compute other logits than the network, by up to {largest:.1e}; it is not kept")
     return largest

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -46,7 +47,10 @@ class TrainedNetwork(nn.Module):
 
     def _batch(self, given: Any) -> Tensor:
         """The images, checked, as (N, C, H, W), bytes or floats."""
-        images: Tensor = torch.as_tensor(given)
+        try:
+            images: Tensor = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"images: should be a tensor, an array or lists of numbers ({flat(error)})") from None
         highest = 1 if images.is_floating_point() else 255
         if not bool(((images >= 0) & (images <= highest)).all()):
             raise UserError("images: should be whole numbers from 0 to 255, or floats from 0 to 1")
@@ -58,6 +62,11 @@ class TrainedNetwork(nn.Module):
             forms = f"({height}, {width}), (N, {height}, {width}) or {forms}" if channels == 1 else forms
             raise UserError(f"images: have the shape {tuple(images.shape)}; the network takes {forms}")
         return batch if batch.is_floating_point() else batch.byte()
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images of bytes 0–255 as floats in [0, 1]; floats as they are."""
+    return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork:
@@ -97,14 +106,15 @@ def save_safetensors(net: TrainedNetwork, path: Path) -> None:
         STATE: {"class_names": net.classes, "image_shape": net.image_shape},
     }
     metadata = {name: json.dumps(value) for name, value in content.items()}
-    write_whole(path, save(net.classifier.state_dict(), metadata))
+    weights = {name: value.contiguous() for name, value in net.classifier.state_dict().items()}
+    write_whole(path, save(weights, metadata))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """The same as a checkpoint has it."""
+    """The content of a safetensors file, with the keys of a checkpoint."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             return {**metadata, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, ValueError, AttributeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is no network of this program, or a damaged one ({flat(error)})") from None

@@ -3,7 +3,8 @@
     output = W @ columns        W: weight as (O, C·k_h·k_w);  columns: each window as (C·k_h·k_w), one for each output
 
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006).
-`conv2d_by_autograd` is just this: to be read, for compilers and torch.func, and to test `conv2d` against.
+`conv2d_by_autograd` is just this: to be read, for compilers and torch.func, where gradients are differentiated again
+(which takes several times as long), and to test `conv2d` against.
 
 `conv2d` is faster, with a backward written by hand. It has the images of the batch side by side, as the innermost
 dimension (H, W, C, N), so that every copy moves N values at a time, and takes a product for each output position:
@@ -45,6 +46,8 @@ def conv2d(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tenso
 
 
 class _Convolution(torch.autograd.Function):
+    """The convolution row by row, and its gradients."""
+
     @staticmethod
     def forward(input: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> Tensor:
         image, kernel_size = _batch_innermost(input), (weight.shape[2], weight.shape[3])
@@ -64,7 +67,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradients are to be differentiated in their turn
+        if torch.is_grad_enabled() or is_traced(gradient):  # the gradients are to be differentiated in their turn
             pull_back = torch.func.vjp(lambda x, w: conv2d_by_autograd(x, w, *ctx.steps), input, weight)[1]
             return *pull_back(gradient), None, None
         of_input = _input_gradient(weight, gradient, input.shape, *ctx.steps) if ctx.needs_input_grad[0] else None
@@ -73,6 +76,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _input_gradient(weight: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, dilation: Pair) -> Tensor:
+    """From (O, C, k_h, k_w) and (N, O, H', W') to (N, C, H, W)."""
     channels, kernel_size, (height, width) = weight.shape[1], (weight.shape[2], weight.shape[3]), gradient.shape[2:]
     outputs = _batch_innermost(gradient)
     image = outputs.new_zeros(*shape[2:], channels, shape[0])
@@ -89,6 +93,7 @@ def _input_gradient(weight: Tensor, gradient: Tensor, shape: torch.Size, stride:
 
 
 def _weight_gradient(input: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, dilation: Pair) -> Tensor:
+    """From (N, C, H, W) and (N, O, H', W') to (O, C, k_h, k_w)."""
     image, outputs = _batch_innermost(input), _batch_innermost(gradient)
     (out_channels, channels, rows, columns), (height, width) = shape, gradient.shape[2:]
     matrices = image.new_zeros(width, columns * rows * channels, out_channels)

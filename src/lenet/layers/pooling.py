@@ -139,11 +139,11 @@ class Windows:
         return largest, places
 
     def winners(self, images: Tensor, largest: Tensor) -> Iterator[Tensor]:
-        """For each tap 1 where it holds the window's largest value, the first of equal ones, else 0.
+        """For each tap 1 where it holds the window's largest value, else 0: the first of equal ones, the last NaN.
 
         As floating-point numbers: booleans are several times slower to make and to multiply with.
         """
-        if any(self.edges) or largest.sum().isnan():  # which of equal values wins depends on more than their order
+        if any(self.edges) or largest.sum().isnan():  # padding never wins, and the last NaN does
             places = self.maximum(images)[1]
             yield from ((places == number).to(largest) for number in self.taps(self.numbers(images)))
             return

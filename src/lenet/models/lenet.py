@@ -7,7 +7,6 @@ LeCun et al., "Gradient-based learning applied to document recognition" (1998), 
 teaches: plain average pooling, full connections between the convolutions, no Gaussian output layer.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -91,9 +90,7 @@ class LeNet(nn.Sequential):
 
     def __getitem__(self, index: Any) -> Any:
         """A layer, or as a plain nn.Sequential some of them: `net[:3]` is the first convolution's block."""
-        if isinstance(index, slice):
-            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
-        return super().__getitem__(index)
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (self.in_channels, 28, 28):

@@ -79,7 +79,7 @@ def write_embedding(folder: Path, test: Evaluation) -> None:
     for true, guess in map(test.names, range(len(points))):
         rows.append(f"{true}\t{guess}\t{'right' if true == guess else 'wrong'}")
     (place / "labels.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    # As many in a row as there are rows, without gaps: so TensorBoard finds them.
+    # √n in a row, without gaps: so TensorBoard finds them.
     grid = make_grid(
         torch.from_numpy(255 - images)[:, None], math.ceil(math.sqrt(len(points))), padding=0, pad_value=255
     )
@@ -88,5 +88,5 @@ def write_embedding(folder: Path, test: Evaluation) -> None:
     embedding = config.embeddings.add(tensor_name="test images", tensor_shape=points.shape)
     embedding.tensor_path, embedding.metadata_path = "projector/points.bytes", "projector/labels.tsv"
     embedding.sprite.image_path = "projector/sprites.jpg"
-    embedding.sprite.single_image_dim.extend(images.shape[:0:-1])
+    embedding.sprite.single_image_dim.extend([images.shape[2], images.shape[1]])
     (folder / "projector_config.pbtxt").write_text(str(config))

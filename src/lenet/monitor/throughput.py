@@ -1,6 +1,5 @@
 """Examples per second of the whole trainer, as the user experiences it."""
 
-import math
 import time
 from typing import Any
 
@@ -11,18 +10,19 @@ class Stopwatch:
     """Adds up wall time, from `seconds` on. In a `with` statement, it runs during the block."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._elapsed, self._started = seconds, math.nan  # NaN: it stands still
+        self._elapsed = seconds
+        self._started: float | None = None
 
     @property
     def seconds(self) -> float:
         """Wall time while it ran, up to now."""
-        return self._elapsed + (0.0 if math.isnan(self._started) else time.perf_counter() - self._started)
+        return self._elapsed + (time.perf_counter() - self._started if self._started is not None else 0.0)
 
     def start(self) -> None:
         self._elapsed, self._started = self.seconds, time.perf_counter()
 
     def stop(self) -> None:
-        self._elapsed, self._started = self.seconds, math.nan
+        self._elapsed, self._started = self.seconds, None
 
     def __enter__(self) -> None:
         self.start()

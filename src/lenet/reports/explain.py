@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from captum.attr import IntegratedGradients, Saliency
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lenet.inference.model import TrainedNetwork
+from lenet.inference.model import TrainedNetwork, as_floats
 from lenet.monitor.drawing import Tile, images, sheet
 from lenet.monitor.pictures import filters, numbered
 from lenet.reports.page import Page
@@ -16,8 +17,8 @@ NEIGHBOURS = 12
 
 
 def add_explanation(page: Page, net: TrainedNetwork, image: Tensor, train: Iterable[Any]) -> None:
-    """Add all about an image (C, H, W) uint8; `train` yields batches (images, labels) of training images."""
-    value = image[None].float() / 255
+    """Add all about an image (C, H, W), bytes or floats in [0, 1]; `train` yields batches (images, labels)."""
+    value = as_floats(image[None])
     _, (probabilities,) = net.predict(value)
     best = probabilities.topk(min(3, len(net.classes))).indices.tolist()
     page.section("Prediction")
@@ -44,7 +45,7 @@ def _add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
     outputs: dict[str, Tensor] = {}
     leaves = {name: layer for name, layer in net.named_modules() if not any(layer.children())}
     hooks = [
-        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0]}))
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output[0].clone()}))
         for name, layer in leaves.items()
     ]
     net(image)
@@ -52,7 +53,7 @@ def _add_stages(page: Page, net: nn.Module, image: Tensor) -> None:
         hook.remove()
     for name, output in outputs.items():
         maps = {f"{number}": plane for number, plane in enumerate(output, start=1)} if output.dim() == 3 else {}
-        maps = maps or {"": output.flatten().expand(max(1, output.numel() // 20), -1)}  # a strip
+        maps = maps or {"": strip(output.flatten())}
         signed, size = bool((output < 0).any()), "×".join(map(str, output.shape))
         caption = f"{name}, {type(leaves[name]).__name__}: {size}"
         page.picture(images(maps, per_row=8 if output.dim() == 3 else 1, signed=signed), caption)
@@ -74,6 +75,12 @@ def _add_pixels(page: Page, net: TrainedNetwork, image: Tensor, label: int) -> N
         " (Sundararajan et al., 2017), from an empty picture to this one: they add up to"
         f" {float(shares.sum()):.2f}, and the logit differs by {gained:.2f} from that of the empty picture."
     )
+
+
+def strip(values: Tensor, width: int = 400) -> Tensor:
+    """Values (N,) as a plane: one row, thicker if it is short; several rows if it is long, filled up with zeros."""
+    rows = F.pad(values, (0, -len(values) % width)).view(-1, width) if len(values) > width else values[None]
+    return rows.repeat_interleave(max(1, len(values) // 20) if len(rows) == 1 else 8, dim=0)
 
 
 @torch.no_grad()

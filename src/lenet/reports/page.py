@@ -11,6 +11,7 @@ from PIL.Image import Image
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
+from lenet.errors import UserError
 from lenet.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -70,7 +71,7 @@ class Page:
         self._print(f"[picture: {caption}]")
 
     def save(self, path: Path) -> None:
-        """Write the page, with links to its sections at the top; raises OSError if that fails."""
+        """Write the page, with links to its sections at the top; raises a UserError that names the file."""
         page = Template(TEMPLATE.read_text(encoding="utf-8")).render(
             title=self.title,
             introduction=self.introduction,
@@ -78,8 +79,12 @@ class Page:
             body=self._body,
             plotly=get_plotlyjs() if self._has_charts else "",  # five megabytes; one copy serves all charts
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, page.encode())
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, page.encode())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: cannot be written ({reason}); name another file") from None
 
     def _figure(self, content: str, caption: str) -> None:
         self._body.append(f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>")

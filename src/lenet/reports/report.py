@@ -16,8 +16,8 @@ from lenet.errors import UserError
 from lenet.folders import RESULT
 from lenet.monitor.tensorboard import read_events
 from lenet.reports.page import Page
-from lenet.sweeps.leaderboard import LOSS, cells, deciding_metric, leaderboard, read_result, read_runs, runs_in
-from lenet.training.checkpoint import RUN_FILE, read_run
+from lenet.sweeps.leaderboard import LOSS, cells, deciding_metric, leaderboard, read_runs, runs_in
+from lenet.training.checkpoint import RUN_FILE, read_result, read_run
 
 CAPTIONS = {
     "test/confusion": "Confusion matrix of the test images.",

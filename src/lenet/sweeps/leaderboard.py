@@ -5,14 +5,13 @@ run's overrides, results from its metrics.json. So a sweep that still runs, or w
 """
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
 
 from lenet.errors import UserError
-from lenet.files import read_json
 from lenet.folders import RESULT
+from lenet.training.checkpoint import read_result
 
 LOSS = "train/loss"
 METRICS = ["val/acc", "test/acc", LOSS, "seconds"]
@@ -23,16 +22,6 @@ def runs_in(folder: Path) -> list[Path]:
     """The folders of all runs that were started below a folder, as in their names: 2 before 10."""
     found = {path.parents[1] for path in folder.rglob(".hydra/overrides.yaml")}
     return sorted(found, key=lambda path: (len(str(path)), str(path)))
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The metrics.json of a run that is done; if it is damaged, a UserError names the remedy."""
-    path = folder / RESULT
-    try:
-        result = dict(read_json(path))
-        return result | {"seconds": float(result["seconds"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); delete the file, and resume the run") from None
 
 
 def read_runs(folder: Path) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lenet.errors import UserError, printable
 from lenet.files import read_json, write_json, write_whole
+from lenet.folders import RESULT
 from lenet.monitor.throughput import TimedCallback
 from lenet.training.module import Classifier
 from lenet.training.signals import EndOnSignal
@@ -54,28 +55,32 @@ def file_of(path: Path) -> Path:
     """The last checkpoint in a run's folder, or the file itself; a UserError if there is none."""
     file = path / CHECKPOINTS / LAST if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{path}: has no checkpoint; name a run's folder, such as outputs/DATE/TIME, or a .ckpt file")
+        what = "has no checkpoint" if path.is_dir() else "does not exist"
+        raise UserError(f"{path}: {what}; name a run's folder, such as outputs/DATE/TIME, or a file in its checkpoints")
     return file
 
 
 def folder_of(path: Path) -> Path:
-    """The run's folder, of itself or of a checkpoint in it."""
-    return path if path.is_dir() else path.absolute().parent.parent
+    """The run's folder, of itself or of a checkpoint in it; of another file the folder that it is in."""
+    folder = path if path.is_dir() else path.absolute().parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint in a file: tensors and plain values. Nothing in the file is executed.
 
-    Raises a UserError if the file cannot be read, is damaged, or is no checkpoint.
+    Raises a UserError if the file cannot be read, is no checkpoint, or is damaged: its checksums are those that
+    torch.save writes by default; a file in its old form, which is no archive, has none.
     """
     try:
         content = io.BytesIO(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        with zipfile.ZipFile(content) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(damaged)
+        if zipfile.is_zipfile(content):
+            with zipfile.ZipFile(content) as archive:
+                if part := archive.testzip():
+                    raise ValueError(f"{part} is not what its checksum says")
         content.seek(0)
         return dict(torch.load(content, map_location=map_location, weights_only=True))
     except Exception:  # of many kinds, with advice that does not apply here
@@ -176,6 +181,18 @@ def read_run(folder: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error}); put the file back as it was, or start a new run") from None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The metrics.json of a run that is done; if it is damaged, a UserError names the remedy."""
+    path = folder / RESULT
+    try:
+        result = dict(read_json(path))
+        return result | {"seconds": float(result["seconds"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error!r}); delete the file, and resume the run (of a sweep: sweep.resume=FOLDER)"
+        ) from None
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ class Classifier(pl.LightningModule):
             images = images.float().div_(255)
         # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
         dtype = next((parameter.dtype for parameter in self.net.parameters()), images.dtype)
-        # PyTorch's convolutions are faster with channels last; vmap does not know that layout.
+        # PyTorch's convolutions are faster with channels last; vmap does not know it, and compilers choose themselves.
         layout = torch.preserve_format if is_traced(images) else torch.channels_last
         logits: Tensor = self.net(images.to(dtype=dtype, memory_format=layout))
         return logits

@@ -77,10 +77,13 @@ def _take_weights(classifier: Classifier, source: str, strict: bool) -> None:
     odd = sorted((given.keys() | own.keys()) - fitting.keys())
     if strict and odd:
         raise UserError(
-            f"init_from={source}: {odd[0]} is not as in this network; init_from_strict=false takes the weights that fit"
+            f"init_from={source}: {', '.join(odd)} differ from this network's; init_from_strict=false takes the weights"
+            " that fit"
         )
     if not fitting:
         raise UserError(f"init_from={source}: none of its weights fits this network")
+    if odd:
+        log.info("Of init_from=%s, these do not fit and are left out: %s", source, ", ".join(odd))
     classifier.load_state_dict(fitting, strict=False)
 
 

@@ -35,7 +35,9 @@ def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
     """
     folder = Path(str(settings.resume)).absolute()
     if not (folder / checkpoint.RUN_FILE).exists():
-        raise UserError(f"resume={folder}: holds no run; name the folder of one, such as outputs/DATE/TIME")
+        raise UserError(
+            f"resume={folder}: holds no run; name the folder of one, such as outputs/DATE/TIME, not a file in it"
+        )
     saved, device = checkpoint.read_run(folder)["settings"], settings.section("device")
     then, now = dict(dotted(saved)), dict(dotted(settings.plain))
     differ = {key for key in then | now if then.get(key) != now.get(key)} - {"trainer"}
