@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
-from lenet.config import AUTO, PROJECT, Settings, as_word, closest_key, no_such_key, read_settings
+from lenet.config import AUTO, CONF, PROJECT, Settings, as_word, closest_key, no_such_key, read_settings
 from lenet.errors import DISK_ERRORS, UserError, did_you_mean, printable
 from lenet.processes import is_first, is_started_by_lightning, launched
 from lenet.signals import Interrupted, raising
@@ -184,8 +184,8 @@ def _check_words(words: Sequence[str]) -> None:
         meant = closest_key(key) if word.startswith("--") else None
         if meant is not None:
             raise UserError(f"{word}: settings are written without dashes: {meant}={value or 'VALUE'}")
-        if re.fullmatch(r"null|true|false|[\d.]+", value) and (PROJECT / "conf" / key).is_dir():
-            choices = sorted(file.stem for file in (PROJECT / "conf" / key).glob("*.yaml"))
+        if re.fullmatch(r"null|true|false|[\d.]+", value) and (CONF / key).is_dir():
+            choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
             raise UserError(f"{word}: no such choice (choose from {', '.join(choices)})")
 
 

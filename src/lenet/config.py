@@ -19,8 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lenet.classes import IN_CHECKPOINTS, arguments_of, check_named, located
 from lenet.errors import UserError, closest
 
-PROJECT = Path(__file__).resolve().parents[2]
-"""The folder of train.py and conf/; `${project:}` in a configuration."""
+_SOURCE = Path(__file__).resolve().parents[2]
+_IS_CHECKOUT = (_SOURCE / "conf" / "train.yaml").is_file()
+
+PROJECT = _SOURCE if _IS_CHECKOUT else Path.cwd()
+"""Where data/ and outputs/ lie: the folder of train.py, or the current one of an installed wheel. `${project:}`."""
+
+CONF = _SOURCE / "conf" if _IS_CHECKOUT else Path(__file__).resolve().parent / "conf"
+"""What can be chosen; a wheel carries a copy."""
 
 OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
@@ -209,7 +215,7 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
 
 def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
     """What conf/`head`.yaml and these overrides make, unchecked, with Hydra's own section; raises a HydraException."""
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(head, overrides=list(overrides), return_hydra_config=True)
 
 

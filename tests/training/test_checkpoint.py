@@ -9,7 +9,7 @@ import torch
 from lenet import files
 from lenet.errors import UserError
 from lenet.training import checkpoint
-from lenet.training.checkpoint import WholeFileIO, find, read, read_run, write_run
+from lenet.training.checkpoint import WholeFileIO, find, read, read_run, warn_of_other_versions, write_run
 from tests.conftest import TrainCommand
 
 SMALL = ("data=synthetic", "data.train_size=600", "data.val_size=100", "data.test_size=50", "dashboard=minimal")
@@ -110,3 +110,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, kind: str) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"run.json: .*start a new run"):
         read_run(tmp_path)
+
+
+def test_a_resume_on_another_kind_of_processor_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, {})
+    warn_of_other_versions(tmp_path)
+    assert caplog.messages == []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1024")
+    warn_of_other_versions(tmp_path)
+    (line,) = caplog.messages
+    assert "AVX1024" in line

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lenet.config import compose_settings
 from lenet.training.checkpoint import read
 from lenet.training.run import TAGS
 from tests.commands import Commands
@@ -122,3 +123,21 @@ def test_two_processes_as_torchrun_starts_them_train_as_one_does(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     one = train_here(*SHARED, "device=cpu")
     torch.testing.assert_close(weights(tmp_path / "run"), weights(one.folder), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("lr", "learns"), [(0.001, True), (1e-9, False)])
+def test_a_run_that_has_learnt_nothing_says_so_and_what_to_try(
+    train_here: TrainCommand, caplog: pytest.LogCaptureFixture, lr: float, learns: bool
+) -> None:
+    words = ("data=synthetic", "data.train_size=4000", "model=lenet_relu", "optimizer=adam", "trainer.max_epochs=1")
+    train_here(*words, f"optimizer.lr={lr}")
+    assert any("learnt nothing: test acc 0." in m and f"optimizer.lr={lr}" in m for m in caplog.messages) != learns
+
+
+def test_the_published_run_with_another_model_has_that_models_learning_rate() -> None:
+    assert compose_settings("experiment=d2l").optimizer.lr == 0.9
+    assert compose_settings("experiment=d2l", "model=lenet_relu").optimizer.lr == 0.1
+
+
+def test_the_projector_takes_little_room(finished_run: Finished) -> None:
+    assert sum(path.stat().st_size for path in (finished_run.folder / "projector").iterdir()) < 2_000_000

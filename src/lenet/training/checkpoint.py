@@ -196,16 +196,17 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a run computes with."""
+    """Of the packages that a run computes with, and the processor's instructions, on which the last bits depend."""
     names = ("torch", "torchvision", "lightning", "numpy", "hydra-core", "tensorboard")
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": sys.version.split()[0], **found, "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def warn_of_other_versions(folder: Path) -> None:
-    """Warn if a run that is resumed was begun with other packages: it continues, but not bit for bit."""
+    """Warn if a run was begun with other packages, or on another processor: it continues, but not bit for bit."""
     then = read_run(folder)["versions"]
-    for name in ("torch", "lightning", "numpy"):
-        if then.get(name) != versions()[name]:
+    for name in ("torch", "lightning", "numpy", "processor"):
+        if then.get(name, versions()[name]) != versions()[name]:
             log.warning("The run was begun with %s %s, and continues with %s", name, then.get(name), versions()[name])
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -128,14 +129,18 @@ def run(
     first = getattr(rank_zero_only, "rank", 0) == 0
     lock = folders.locked(folder, "resume", lock_timeout) if first else contextlib.nullcontext()
     with _ends_in_one_line(folder), lock:
-        result = _run(settings, folder, callbacks, introduce)
+        result, data = _run(settings, folder, callbacks, introduce)
     loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
     log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
     log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
+    if line := _learnt_nothing(settings, data, result):
+        log.warning("%s", line)
     return result
 
 
-def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool) -> dict[str, Any]:
+def _run(
+    settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool
+) -> tuple[dict[str, Any], pl.LightningDataModule]:
     start, next_step = resume.place(settings, folder)
     loggers = parts.loggers_of(settings, folder, next_step)
     board = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)
@@ -183,7 +188,7 @@ def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], int
         for logger in loggers:
             logger.finalize("success")
         write_json(folder / RESULT, result)
-    return result
+    return result, data
 
 
 @contextlib.contextmanager
@@ -230,6 +235,22 @@ def _result(settings: Settings, classifier: Classifier, trainer: pl.Trainer, thr
         "parameters": sum(p.numel() for p in classifier.parameters()),
         "versions": {name: checkpoint.versions()[name] for name in ("python", "torch", "lightning")},
     }
+
+
+def _learnt_nothing(settings: Settings, data: pl.LightningDataModule, result: dict[str, Any]) -> str | None:
+    """What to try, if the accuracy at the end is within noise (three standard errors) of guessing."""
+    split = "test" if result["test/acc"] is not None else "val"
+    acc = result[f"{split}/acc"]
+    if acc is None or not isinstance(data, ImageDataModule):
+        return None
+    chance, images = 1 / data.classes, len(data.images(split).labels)
+    if acc > chance + 3 * math.sqrt(chance * (1 - chance) / images):
+        return None
+    lr = settings.section("optimizer").get("lr")
+    return (
+        f"The network has learnt nothing: {split} acc {acc:.3f} is that of guessing one of {data.classes} classes; try"
+        f" another learning rate (optimizer.lr={lr}; often a tenth of it) or more epochs"
+    )
 
 
 def _rounded(value: float | None) -> str:
