@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from lenet.inference import load  # torch loads here; a mistyped argument need not wait for that
-    from lenet.inference.evaluate import data_of, ensemble, evaluate, save, table
+    from lenet.inference.evaluate import comparison, data_of, ensemble, evaluate, save
     from lenet.training.checkpoint import folder_of
 
     evaluations = []
@@ -41,7 +41,7 @@ def main() -> None:
     if arguments.ensemble:
         evaluations.append(ensemble(evaluations))
         print(f"Written: {save(evaluations[-1], Path())}")
-    print(table(evaluations))
+    print(comparison(evaluations))
 
 
 if __name__ == "__main__":

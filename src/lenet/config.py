@@ -231,9 +231,6 @@ def as_word(key: str, value: object) -> str:
     return shlex.quote(f"{key}={value}" if plain else f'{key}="{quoted}"')
 
 
-# Mistakes
-
-
 def _first_mistake(error: ValidationError, section: str) -> str:
     mistake = error.errors(include_url=False)[0]
     key = ".".join([section] * bool(section) + [str(part) for part in mistake["loc"]])

@@ -186,9 +186,13 @@ def test_a_root_that_cannot_be_used_is_named(tmp_path: Path, root: str) -> None:
         Small(tmp_path / root, mirrors=[]).prepare_data()
 
 
+OTHERS = as_idx(IMAGE_VALUES + 2)
+
+
 class Other(Small):
-    title, choice, files = "Other", "other", {}
-    archives: ClassVar = {name: md5_of(gzip.compress(content + b"\0", mtime=0)) for name, content in CONTENTS.items()}
+    title, choice = "Other", "other"
+    archives: ClassVar = {IMAGES: md5_of(gzip.compress(OTHERS, mtime=0))}
+    files: ClassVar = {IMAGES: hashlib.sha256(OTHERS).hexdigest()}
 
 
 @pytest.mark.parametrize("place", ["raw", "root"])
@@ -197,11 +201,8 @@ def test_files_of_another_data_set_are_named_as_such_and_not_passed_over(
     small: Small, mirror: Path, place: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(IdxDataModule, "__subclasses__", lambda: [Small, Other])
-    monkeypatch.setattr(Other, "files", {IMAGES: hashlib.sha256(as_idx(IMAGE_VALUES + 2)).hexdigest()})
-    content = as_idx(IMAGE_VALUES + 2)
-    put(
-        small.folder if place == "raw" else small.root, {IMAGES + suffix: gzip.compress(content) if suffix else content}
-    )
+    folder = small.folder if place == "raw" else small.root
+    put(folder, {f"{IMAGES}{suffix}": gzip.compress(OTHERS, mtime=0) if suffix else OTHERS})
     with pytest.raises(UserError, match=rf"{IMAGES}{suffix}: is Other's; use data=other") as caught:
         small.setup()
     assert "delete" not in str(caught.value)

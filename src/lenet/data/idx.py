@@ -82,7 +82,7 @@ class IdxDataModule(ImageDataModule):
                 if path := self._brought(name, ".gz"):
                     archive = path.read_bytes()
                     if (content := self._unpacked(name, archive)) is None:
-                        raise UserError(f"{path}: {self._what_is(md5_of(archive), _sha256_inside(archive))}")
+                        raise UserError(f"{path}: {self._what_is(md5_of(archive))}")
                 else:
                     content = self._from_a_source(name)
                 write_whole(self.folder / name, content)
@@ -117,12 +117,12 @@ class IdxDataModule(ImageDataModule):
             f" network, or {self.hint}copy {name} and its like into {self.folder}, or do without: data=synthetic"
         )
 
-    def _what_is(self, *checksums: str) -> str:
+    def _what_is(self, checksum: str) -> str:
         """What a file is that is not this data set's, and what to do about it."""
         for other in IdxDataModule.__subclasses__():
-            if set(checksums) & {*other.files.values(), *other.archives.values()} and other is not type(self):
+            if checksum in {*other.files.values(), *other.archives.values()} and other is not type(self):
                 return f"is {other.title}'s; use data={other.choice}, or move it away for {self.title}'s to be obtained"
-        found = f"{self.title}'s (its checksum is {checksums[0]})"
+        found = f"{self.title}'s (its checksum is {checksum})"
         return f"is damaged, or not {found}; move it away, and the next run obtains another"
 
 
@@ -143,10 +143,3 @@ def read(path: Path, changed: int) -> tuple[Tensor | None, str]:
 
 def md5_of(archive: bytes) -> str:
     return hashlib.md5(archive, usedforsecurity=False).hexdigest()
-
-
-def _sha256_inside(archive: bytes) -> str:
-    try:
-        return hashlib.sha256(gzip.decompress(archive)).hexdigest()
-    except (OSError, EOFError):
-        return ""

@@ -1,7 +1,6 @@
 """One's own pictures: a folder for each class, with pictures of any size and format in it."""
 
 import logging
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
 from lenet.data.module import ImageDataModule, Images
 from lenet.data.pictures import Inversion, read_picture
@@ -22,7 +22,7 @@ class ImageFolder(ImageDataModule):
 
     Of each class, `test_share` of the pictures are for testing and `val_share` for validation, drawn with `split_seed`.
     A file that is no picture is left out, and a line says so. Raises a UserError if there are no two classes with three
-    pictures each.
+    pictures each, or the shares leave none to train on.
     """
 
     source = "Pictures from a folder of the user's own."
@@ -36,50 +36,42 @@ class ImageFolder(ImageDataModule):
         invert: Inversion = "auto",
         **batching: Any,
     ) -> None:
-        self.root, self.test_share, self.split_seed, self.invert = (
-            Path(root).expanduser(),
-            test_share,
-            split_seed,
-            invert,
-        )
-        if not 0 <= val_share < 1 or not 0 < test_share < 1 or val_share + test_share >= 1:
-            raise UserError(
-                f"data.val_share={val_share}, data.test_share={test_share}: should leave pictures to train on"
-            )
-        folders = sorted(path for path in self.root.glob("*") if path.is_dir() and not path.name.startswith("."))
-        self.class_names = tuple(path.name for path in folders)
-        self.paths = [sorted(path for path in folder.rglob("[!.]*") if path.is_file()) for folder in folders]
-        if len(folders) < 2 or min(map(len, self.paths)) < 3:
-            found = [f"{path.name} ({len(files)})" for path, files in zip(folders, self.paths, strict=True)]
-            raise UserError(
-                f"data.root={root}: should have a folder for each class, with three pictures or more; found"
-                f" {', '.join(found) or 'none'}"
-            )
-        sizes = [round(val_share * len(files)) for files in self.paths]
-        super().__init__(val_size=sum(sizes), **batching)
-        self.val_sizes = sizes
+        if not 0 <= val_share < 1 or not 0 < test_share < 1 - val_share:
+            raise UserError(f"data.val_share={val_share}, data.test_share={test_share}: should leave pictures to train")
+        try:
+            root = Path(root).expanduser()
+            found = datasets.ImageFolder(root, is_valid_file=lambda path: not Path(path).name.startswith("."))
+        except FileNotFoundError as error:
+            raise UserError(f"data.root={root}: should have a folder for each class ({error})") from None
+        counts = np.bincount(found.targets)
+        if len(counts) < 2 or counts.min() < 3:
+            raise UserError(f"data.root={root}: needs two classes with three pictures each; found {found.class_to_idx}")
+        self.class_names, self.invert, random = tuple(found.classes), invert, np.random.default_rng(split_seed)
+        self.parts: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
+        for label, count in enumerate(counts):
+            order = [
+                found.samples[index] for index in random.permutation(np.flatnonzero(np.equal(found.targets, label)))
+            ]
+            for_test, for_val = max(1, round(test_share * count)), round(val_share * count)
+            self.parts["test"] += order[:for_test]
+            self.parts["val"] += order[for_test : for_test + for_val]
+            self.parts["train"] += order[for_test + for_val :]
+        super().__init__(val_size=len(self.parts["val"]), **batching)
 
     def load(self) -> tuple[Images, Images]:
-        random = np.random.default_rng(self.split_seed)
-        parts: dict[str, list[tuple[Path, int]]] = {"train": [], "val": [], "test": []}
-        for label, (paths, val_size) in enumerate(zip(self.paths, self.val_sizes, strict=True)):
-            order = [(paths[index], label) for index in random.permutation(len(paths))]
-            test_size = max(1, round(self.test_share * len(paths)))
-            parts["test"] += order[:test_size]
-            parts["val"] += order[test_size : test_size + val_size]
-            parts["train"] += order[test_size + val_size :]
-        return self._read(parts["train"] + parts["val"]), self._read(parts["test"])
-
-    def _read(self, part: Sequence[tuple[Path, int]]) -> Images:
-        found = [(image, label) for path, label in part if (image := read(path, self.invert)) is not None]
-        return Images(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
+        pairs = []
+        for part in (self.parts["train"] + self.parts["val"], self.parts["test"]):
+            read = [(image, label) for path, label in part if (image := picture(path, self.invert)) is not None]
+            images, labels = zip(*read, strict=True)
+            pairs.append(Images(torch.stack(images), torch.tensor(labels)))
+        return pairs[0], pairs[1]
 
 
 @cache  # a run loads its data twice: to check the settings, and to train
-def read(path: Path, invert: Inversion) -> Tensor | None:
+def picture(path: str, invert: Inversion) -> Tensor | None:
     """The picture (28, 28) uint8; None, and a warning, if the file is none."""
     try:
-        return read_picture(path, invert)
+        return read_picture(Path(path), invert)
     except UserError as error:
         log.warning("%s; it is left out", error)
         return None

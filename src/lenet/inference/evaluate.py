@@ -108,24 +108,14 @@ def ensemble(members: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(name, first.classes, first.images, loss, mean, first.labels)
 
 
-def table(evaluations: Sequence[Evaluation]) -> str:
+def comparison(evaluations: Sequence[Evaluation]) -> str:
     """A comparison as text, with a column for each evaluation."""
-    columns = []
-    for each in evaluations:
-        measures = each.measures
-        keys = {
-            "data": "data",
-            "images": "images",
-            "loss": "loss",
-            "acc": "accuracy",
-            "calibration_error": "calibration error",
-        }
-        overall = pd.Series({label: measures[key] for key, label in keys.items()}, dtype=object)
-        columns.append(pd.concat([overall, pd.Series(measures["acc_by_class"], dtype=object)]))
-    rows = pd.concat(columns, axis=1) if len({tuple(each.index) for each in columns}) == 1 else pd.DataFrame(columns).T
-    return str(
-        rows.to_string(header=[each.name.partition(" of ")[0] for each in evaluations], float_format="{:.4f}".format)
-    )
+    keys = {"data": "data", "images": "images", "loss": "loss", "acc": "accuracy"}
+    keys["calibration_error"] = "calibration error"
+    measured = [each.measures for each in evaluations]
+    columns = [{label: each[key] for key, label in keys.items()} | each["acc_by_class"] for each in measured]
+    table = pd.DataFrame(columns, [each.name.partition(" of ")[0] for each in evaluations], dtype=object).T
+    return str(table.to_string(float_format="{:.4f}".format))
 
 
 def save(evaluation: Evaluation, folder: Path) -> str:

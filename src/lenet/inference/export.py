@@ -70,11 +70,8 @@ def export(net: TrainedNetwork, form: str, folder: Path, data: LightningDataModu
     Returns the file, how many images there were, and the `difference`.
     """
     name, write, read = FORMS[form]
-    try:
-        folder.mkdir(exist_ok=True)
-        write(net, folder / name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write(net, folder / name)
     images = torch.cat([images for images, _ in batches(data)])[:IMAGES]
     try:
         return folder / name, len(images), difference(net, read(folder / name), images, str(folder / name))

@@ -129,18 +129,14 @@ def run(
     first = getattr(rank_zero_only, "rank", 0) == 0
     lock = folders.locked(folder, "resume", lock_timeout) if first else contextlib.nullcontext()
     with _ends_in_one_line(folder), lock:
-        result, data = _run(settings, folder, callbacks, introduce)
+        result = _run(settings, folder, callbacks, introduce)
     loss, train_acc, test_acc = (_rounded(result[tag]) for tag in ("train/loss", "train/acc", "test/acc"))
     log.info("loss %s, train acc %s, test acc %s", loss, train_acc, test_acc)
     log.info("%.1f examples/sec on %s", result["train/examples_per_sec"] or 0.0, result["device"])
-    if line := _learnt_nothing(settings, data, result):
-        log.warning("%s", line)
     return result
 
 
-def _run(
-    settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool
-) -> tuple[dict[str, Any], pl.LightningDataModule]:
+def _run(settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], introduce: bool) -> dict[str, Any]:
     start, next_step = resume.place(settings, folder)
     loggers = parts.loggers_of(settings, folder, next_step)
     board = next((logger for logger in loggers if isinstance(logger, RunLogger)), None)
@@ -188,7 +184,9 @@ def _run(
         for logger in loggers:
             logger.finalize("success")
         write_json(folder / RESULT, result)
-    return result, data
+    if line := _learnt_nothing(settings, data, result):
+        log.warning("%s", line)
+    return result
 
 
 @contextlib.contextmanager
@@ -246,10 +244,9 @@ def _learnt_nothing(settings: Settings, data: pl.LightningDataModule, result: di
     chance, images = 1 / data.classes, len(data.images(split).labels)
     if acc > chance + 3 * math.sqrt(chance * (1 - chance) / images):
         return None
-    lr = settings.section("optimizer").get("lr")
     return (
         f"The network has learnt nothing: {split} acc {acc:.3f} is that of guessing one of {data.classes} classes; try"
-        f" another learning rate (optimizer.lr={lr}; often a tenth of it) or more epochs"
+        f" another learning rate (optimizer.lr={settings.optimizer.lr}; often a tenth of it) or more epochs"
     )
 
 
