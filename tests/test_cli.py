@@ -1,6 +1,7 @@
 """The command line from outside: what a mistake gets, and where a run lands."""
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lenet.training.checkpoint import read_run
 from tests.commands import PROJECT, Commands
 from tests.conftest import TrainCommand
 
@@ -128,3 +130,32 @@ def test_processes_that_do_not_train_together_are_refused(
     assert run.status == 1
     assert ("device=ddp" in run.stderr) == speaks
     assert not run.folder.exists()
+
+
+def test_a_value_that_needs_quotes_is_shown_with_them(train_command: TrainCommand, tmp_path: Path) -> None:
+    run = train_command("data=synthetic", f"hydra.run.dir={tmp_path}/lr=0.5")
+    assert run.status == 1
+    (line,) = run.stderr.splitlines()
+    word = shlex.split(line.rpartition("write ")[2])[0]
+    done = train_command("data=synthetic", "data.train_size=1200", "trainer.max_epochs=1", word)
+    assert done.status == 0, done.stderr
+    assert (tmp_path / "lr=0.5" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("chdir", ["true", "false"])
+def test_paths_are_seen_from_where_the_command_was_typed(
+    commands: Commands, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chdir: str
+) -> None:
+    (tmp_path / "data").symlink_to(real_root)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = ["data.root=data", "trainer.max_steps=1", f"hydra.job.chdir={chdir}", "hydra.run.dir=~/run"]
+    done = commands.run("train.py", *words, "dashboard=minimal", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "home" / "run"
+    assert read_run(folder)["settings"]["data"]["root"] == str(tmp_path / "data")
+    assert not (folder / "data").exists()
+    assert not (tmp_path / "~").exists()
+    for key in ("resume", "init_from"):
+        again = commands.run("train.py", f"{key}=~/run", "trainer.max_epochs=2", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr

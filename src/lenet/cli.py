@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lenet import folders
-from lenet.config import AUTO, CONF, PROJECT, Settings, as_word, closest_key, no_such_key, read_settings
+from lenet.config import AUTO, CONF, PROJECT, Settings, as_word, closest_key, no_such_key, read_settings, with_home
 from lenet.errors import DISK_ERRORS, UserError, did_you_mean, printable
 from lenet.processes import is_first, is_started_by_lightning, launched
 from lenet.signals import Interrupted, raising
@@ -79,7 +79,7 @@ def start(main: Callable[[], Any]) -> None:
                 _end_with_parent()
             _check_words(sys.argv[1:])
             # Hydra takes settings on one side of an option alone; a user may write one anywhere.
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: not re.match("-m$|--multirun$|--.+=", word))
+            sys.argv[1:] = sorted(with_home(sys.argv[1:]), key=lambda word: not re.match("-m$|--multirun$|--.+=", word))
             with tempfile.TemporaryDirectory() as scratch:
                 if not (is_first() or is_started_by_lightning()):  # it would write into the first one's folder
                     sys.argv += [f'hydra.run.dir="{scratch}"', "hydra.output_subdir=null"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -176,7 +177,7 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     ours = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "tune")])
     plain = OmegaConf.to_container(ours, resolve=True)
     assert isinstance(plain, dict)
-    here = Path(OmegaConf.select(config, "hydra.runtime.cwd") or "")
+    here = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else "")
     for group, _, leaf in (key.rpartition(".") for key in PATHS):
         holder = plain.get(group) if group else plain
         path = holder.get(leaf) if isinstance(holder, dict) else None
@@ -216,7 +217,12 @@ def validated(rules: type[AnySection], values: object, key: str = "") -> AnySect
 def compose_config(head: str, overrides: Sequence[str]) -> DictConfig:
     """What conf/`head`.yaml and these overrides make, unchecked, with Hydra's own section; raises a HydraException."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(head, overrides=list(overrides), return_hydra_config=True)
+        return compose(head, overrides=with_home(overrides), return_hydra_config=True)
+
+
+def with_home(words: Iterable[str]) -> list[str]:
+    """The settings with the home folder in place of a `~` that begins a value, which Hydra cannot read."""
+    return [re.sub(r"^([^=]+=)~(?=/|$)", lambda found: f"{found[1]}{Path.home()}", word) for word in words]
 
 
 def compose_settings(*overrides: str) -> Settings:

@@ -10,12 +10,9 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end.
+    """A signal asked the program to end: `signum`, which is SIGINT for Ctrl-C.
 
     Not a KeyboardInterrupt, of which Lightning makes an exit status of its own.
-
-    Attributes:
-        signum: the signal; Ctrl-C is SIGINT.
     """
 
     def __init__(self, signum: int, *words: str) -> None:

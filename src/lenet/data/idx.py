@@ -65,8 +65,7 @@ class IdxDataModule(ImageDataModule):
         return next((path for path in paths if path.is_file()), None)
 
     def _read(self, name: str) -> Tensor:
-        path = self._brought(name)
-        assert path is not None
+        path = self._brought(name) or self.folder / name
         values, sha256 = read(path, path.stat().st_mtime_ns)
         if values is None or (name in self.files and sha256 != self.files[name]):
             raise UserError(f"{path}: {self._what_is(sha256)}")
