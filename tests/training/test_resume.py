@@ -212,3 +212,12 @@ def test_auto_begins_goes_on_and_says_when_a_run_is_finished(commands: Commands,
         refused = commands.run("train.py", *words[:-2], "resume=auto", *wrong[-1:], cwd=tmp_path)
         assert refused.returncode == 1
         assert message in refused.stderr
+
+
+@pytest.mark.long
+def test_auto_with_several_processes(commands: Commands, tmp_path: Path) -> None:
+    words = [*SMALL[:5], "resume=auto", f"hydra.run.dir={tmp_path / 'run'}"]
+    for epochs in (2, 4):
+        done = commands.run("train.py", *words, "device=ddp", f"trainer.max_epochs={epochs}", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert read(tmp_path / "run" / "checkpoints" / "last.ckpt")["epoch"] == epochs - 1

@@ -53,8 +53,8 @@ def train(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     settings = read_settings(config, hydra.overrides.task)
     folder, in_sweep = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
-    if settings.resume == AUTO:  # of a process that Lightning has started: the first one has decided
-        settings = settings.model_copy(update={"resume": None})
+    if settings.resume == AUTO:  # in a process that Lightning has started; the first one has begun the run
+        settings = settings.model_copy(update={"resume": str(folder)})
     if in_sweep and (folder / RESULT).exists():
         return cast("float | None", read_json(folder / RESULT)["best_val_acc"])
     if in_sweep:
