@@ -86,7 +86,7 @@ class Study:
         self.overrides, self.folder = list(overrides), Path(self.search.folder).expanduser()
         settings = read_settings(config)
         refuse_unfit(settings)
-        if settings.data.val_size == 0 or settings.test_every_epoch:
+        if settings.section("data").get("val_size") == 0 or settings.test_every_epoch:
             raise UserError("data.val_size=0, test_every_epoch=true: a search needs validation images, and no test")
         for key, values in self.search.space.items():
             self._check(key, values)
