@@ -13,7 +13,6 @@ from lenet.errors import UserError
 RESULT = "metrics.json"
 """In a run's folder; written last, so that a run which has it is done."""
 
-
 LEFTOVERS = {".hydra", "train.log", ".lock"}
 """What a run that was killed before it was under way may leave; with resume=auto it begins again."""
 

@@ -9,7 +9,7 @@ import torch
 
 from lenet.errors import UserError
 from lenet.inference import load
-from lenet.inference.evaluate import Evaluation, data_of, ensemble, evaluate
+from lenet.inference.evaluate import Evaluation, comparison, data_of, ensemble, evaluate
 from tests.commands import Commands
 from tests.conftest import Finished
 
@@ -67,3 +67,11 @@ def test_the_command_names_what_is_wrong(commands: Commands, folder: Path, tmp_p
         assert done.returncode == 1
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_the_columns_of_a_comparison_have_the_runs_whole_names() -> None:
+    one = evaluation([[0.8, 0.2]], [1])
+    one.name = "outputs/one of many"
+    head, *_ = comparison([one, ensemble([one, one])]).splitlines()
+    assert "outputs/one of many" in head
+    assert head.endswith("ensemble")

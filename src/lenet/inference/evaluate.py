@@ -21,6 +21,8 @@ from lenet.monitor.drawing import confusion
 from lenet.training import checkpoint
 from lenet.training.step import Sums
 
+ENSEMBLE = "ensemble of "
+
 BINS = 15
 """Of the calibration error: Guo et al., "On calibration of modern neural networks" (2017)."""
 
@@ -104,7 +106,7 @@ def ensemble(members: Sequence[Evaluation]) -> Evaluation:
         raise UserError("--ensemble: the runs are of different data sets; name one for all with --data")
     mean = torch.stack([each.probabilities for each in members]).mean(dim=0)
     loss = float(-mean[torch.arange(len(mean)), first.labels].log().double().mean())
-    name = f"ensemble of {', '.join(each.name for each in members)}"
+    name = ENSEMBLE + ", ".join(each.name for each in members)
     return Evaluation(name, first.classes, first.images, loss, mean, first.labels)
 
 
@@ -114,7 +116,8 @@ def comparison(evaluations: Sequence[Evaluation]) -> str:
     keys["calibration_error"] = "calibration error"
     measured = [each.measures for each in evaluations]
     columns = [{label: each[key] for key, label in keys.items()} | each["acc_by_class"] for each in measured]
-    table = pd.DataFrame(columns, [each.name.partition(" of ")[0] for each in evaluations], dtype=object).T
+    heads = ["ensemble" if each.name.startswith(ENSEMBLE) else each.name for each in evaluations]
+    table = pd.DataFrame(columns, heads, dtype=object).T
     return str(table.to_string(float_format="{:.4f}".format))
 
 

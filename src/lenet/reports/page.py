@@ -14,8 +14,6 @@ from plotly.offline import get_plotlyjs
 from lenet.errors import UserError
 from lenet.files import write_whole
 
-TEMPLATE = Path(__file__).with_name("page.html")
-
 
 class Page:
     """Sections of text, tables, pictures and charts, in the order in which they are added.
@@ -72,7 +70,7 @@ class Page:
 
     def save(self, path: Path) -> None:
         """Write the page, with links to its sections at the top; raises a UserError that names the file."""
-        page = Template(TEMPLATE.read_text(encoding="utf-8")).render(
+        page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).render(
             title=self.title,
             introduction=self.introduction,
             sections=self._sections,

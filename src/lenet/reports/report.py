@@ -39,7 +39,7 @@ Curve = list[tuple[float, float]]  # (epoch, value)
 def write_report(folder: Path) -> Path:
     """Write report.html into the folder of a run or a sweep; returns its path.
 
-    Raises a UserError if the folder holds neither or a file in it is damaged, an OSError if the page cannot be written.
+    Raises a UserError if the folder holds neither or a file in it is damaged, or the page cannot be written.
     """
     name = "/".join(folder.resolve().parts[-2:])  # DATE/TIME
     if (folder / RUN_FILE).is_file():
