@@ -1,5 +1,6 @@
 """The order of images, their batches and blocks, and what Lightning gets."""
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -140,10 +141,19 @@ def test_any_trainer_gets_an_order_of_its_own_for_each_epoch() -> None:
     assert model.trained == [label for epoch in epochs for batch in labels(epoch) for label in batch]
 
 
-def test_a_block_is_moved_to_a_device_as_a_whole() -> None:
-    data = synthetic(block_steps=2)
-    block = next(iter(data.train_dataloader()))
-    moved = data.transfer_batch_to_device(block, torch.device("meta"), 0)
-    assert isinstance(moved, Block)
-    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
-    assert moved.sizes == block.sizes
+def test_a_device_gets_the_images_once_and_of_each_block_the_order() -> None:
+    data, meta = synthetic(block_steps=2), torch.device("meta")
+    first, second = (data.transfer_batch_to_device(block, meta, 0) for block in islice(data.train_dataloader(), 2))
+    assert isinstance(first, Block)
+    assert first.data is second.data
+    assert {values.device for values in (*first.data, first.order)} == {meta}
+    assert first.sizes == next(iter(data.train_dataloader())).sizes
+
+
+def test_the_first_steps_of_a_block_are_a_block() -> None:
+    block = next(iter(synthetic(block_steps=3).train_dataloader()))
+    whole, part = list(block.batches()), list(block.first(2).batches())
+    assert len(part) == 2
+    for mine, its in zip(part, whole, strict=False):
+        assert torch.equal(mine.images, its.images)
+        assert torch.equal(mine.labels, its.labels)

@@ -31,12 +31,20 @@ def test_sums_are_over_images_whatever_the_sizes_of_batches() -> None:
     logits, labels = torch.randn(10, 10), torch.randint(0, 10, (10,))
     sums = Sums()
     for part in (slice(0, 7), slice(7, 8), slice(8, 10)):
-        sums.add(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
-    assert len(sums.read()) == 3
-    assert sums.read() == []
+        sums.add_batch(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+    sums.read(leave=1)
+    assert sums.images == 8
+    assert sums.read() == sums.read() == torch.inf
     assert sums.images == 10
     assert sums.mean_loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert sums.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+
+
+def test_sums_name_the_first_step_whose_loss_is_not_a_number() -> None:
+    sums = Sums()
+    sums.add(torch.tensor([1.0, 2.0]), torch.tensor(3), [4, 4], first_step=1)
+    sums.add(torch.tensor([1.0, torch.nan, torch.inf]), torch.tensor(3), [4, 4, 4], first_step=3)
+    assert sums.read() == 4
 
 
 class Altered(PlainStep):
@@ -182,3 +190,10 @@ def test_what_was_edited_trains_alike(name: str) -> None:
 @pytest.mark.parametrize("name", EDITS)
 def test_what_is_edited_during_training_trains_alike(name: str) -> None:
     assert_trains_alike(classifier, at(2, partial(edit, name)))
+
+
+def test_half_precision_converts_the_weights_anew_in_each_step() -> None:
+    modules = [classifier(fuse=False), Classifier(classifier().net, partial(SGD, lr=0.05), init="none", seed=0)]
+    for steps, module in zip((3, 1), modules, strict=True):
+        fit([], data=Synthetic(**SMALL | {"block_steps": steps}), module=module, precision="bf16-mixed")
+    assert modules[0].metrics["train/loss"] == modules[1].metrics["train/loss"]

@@ -1,7 +1,8 @@
 """What all data sets share: a data module that batches images by indexing tensors.
 
 A DataLoader that fetches picture by picture spends several times longer on a batch than LeNet does. Here a batch is
-one copy out of a tensor that holds all images. A block joins many batches, so that Lightning handles them once.
+one copy out of a tensor that holds all images, on the device that trains. A block joins many batches, so that Lightning
+handles them once.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ EVALUATION_BATCH_SIZE = 1000  # without gradients a batch can be large; beyond t
 
 
 class Images(NamedTuple):
-    """Images (N, 28, 28) uint8 and their labels (N,) int64."""
+    """Images (N, 28, 28) or (N, 1, 28, 28), uint8, and their labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
@@ -34,19 +35,32 @@ class Batch(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One device's share of several steps; sizes: for each the number of images on this device, and over all."""
+    """One device's share of several steps.
 
-    images: Tensor
-    labels: Tensor
+    Attributes:
+        data: all training images (N, 1, 28, 28) and their labels.
+        order: (n,) int64, which of them the steps take, one after another.
+        sizes: for each step the number of images on this device, and over all.
+    """
+
+    data: Images
+    order: Tensor
     sizes: tuple[tuple[int, int], ...]
 
     def batches(self) -> Iterator[Batch]:
         """The steps in their order."""
-        own, totals = [size for size, _ in self.sizes], [total for _, total in self.sizes]
-        yield from map(Batch, torch.split(self.images, own), torch.split(self.labels, own), totals)
+        for indices, (_, total) in zip(torch.split(self.order, self.own_sizes), self.sizes, strict=True):
+            # index_select copies whole images; indexing with [] goes byte by byte, and takes eight times as long.
+            yield Batch(self.data.images.index_select(0, indices), self.data.labels.index_select(0, indices), total)
 
-    def to(self, device: torch.device) -> Self:
-        return self._replace(images=self.images.to(device), labels=self.labels.to(device))
+    @property
+    def own_sizes(self) -> list[int]:
+        """How many images each step has on this device."""
+        return [size for size, _ in self.sizes]
+
+    def first(self, steps: int) -> Self:
+        """The first so many steps."""
+        return self._replace(order=self.order[: sum(self.own_sizes[:steps])], sizes=self.sizes[:steps])
 
 
 class Loader:
@@ -64,10 +78,10 @@ class Loader:
     def __init__(
         self, data: Images, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1, block_steps: int = 1
     ) -> None:
-        self.images, self.labels = data.images.unsqueeze(1), data.labels
+        self.data = Images(data.images.unsqueeze(1), data.labels)
         self.seed, self.epoch = seed, 0
         self.rank, self.world_size, self.block_steps = rank, world_size, block_steps
-        full, left_over = divmod(len(self.labels), batch_size)
+        full, left_over = divmod(len(data.labels), batch_size)
         totals = [left_over] * (left_over > 0) + [batch_size] * full
         self.sizes = tuple((len(range(rank, total, world_size)), total) for total in totals)
         self.sampler, self.batch_sampler = self, None  # Lightning reads both, and calls sampler.set_epoch
@@ -79,16 +93,15 @@ class Loader:
         return -(-len(self.sizes) // self.block_steps)
 
     def __iter__(self) -> Iterator[Any]:
-        order = np.arange(len(self.labels))
+        order = np.arange(len(self.data.labels))
         if self.seed is not None:  # NumPy mixes both numbers into the state; a torch.Generator takes one
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         batches = torch.split(torch.from_numpy(order), [total for _, total in self.sizes])
         for first in range(0, len(batches), self.block_steps):
-            block = slice(first, first + self.block_steps)
-            indices = torch.cat([batch[self.rank :: self.world_size] for batch in batches[block]])
-            # index_select copies whole images; indexing with [] goes byte by byte, and takes eight times as long.
-            images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
-            yield (images, labels) if self.block_steps == 1 else Block(images, labels, self.sizes[block])
+            steps = slice(first, first + self.block_steps)
+            indices = torch.cat([batch[self.rank :: self.world_size] for batch in batches[steps]])
+            block = Block(self.data, indices, self.sizes[steps])
+            yield next(block.batches())[:2] if self.block_steps == 1 else block
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -117,6 +130,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
         self.test_every_epoch, self.block_steps = test_every_epoch, block_steps
         self._images: dict[str, Images] = {}
+        self._on_device: dict[torch.device, Images] = {}
 
     @abstractmethod
     def load(self) -> tuple[Images, Images]:
@@ -150,6 +164,14 @@ class ImageDataModule(LightningDataModule, ABC):
         split = len(labels) - self.val_size
         train, val = Images(images[:split], labels[:split]), Images(images[split:], labels[split:])
         self._images = {"train": train, "val": val, "test": test}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Of a block the order alone: the images are moved once, and stay on the device."""
+        if not isinstance(batch, Block):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if device not in self._on_device:
+            self._on_device = {device: Images(batch.data.images.to(device), batch.data.labels.to(device))}
+        return Block(self._on_device[device], batch.order.to(device), batch.sizes)
 
     def train_dataloader(self) -> Loader:
         return self._loader("train", self.batch_size, self.seed, self.block_steps)

@@ -130,7 +130,7 @@ def _match(net: nn.Module) -> Plan:
         nn.Sequential.forward,
         LeNet.forward,
     )
-    if not isinstance(net, nn.Sequential) or own or "forward" in vars(net) or _has_hooks(net):
+    if not isinstance(net, nn.Sequential) or own or "forward" in vars(net) or has_hooks(net):
         raise UnsuitableError(f"{type(net).__name__} is not a plain nn.Sequential without hooks")
     layers, stages = deque(net), []
     for padding, shape in ((2, WEIGHTS[0]), (0, WEIGHTS[1])):
@@ -186,7 +186,7 @@ def _parameters(stages: Collection[Stage], rest: Collection[Any]) -> list[Tensor
     return [layer.weight for layer in layers] + [layer.bias for layer in layers]
 
 
-def _has_hooks(net: nn.Module) -> bool:
+def has_hooks(net: nn.Module) -> bool:
     """Whether anybody listens to a layer or a gradient. PyTorch has no public way to ask, hence the private names."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks = [getattr(layer, kind) for layer in net.modules() for kind in kinds]

@@ -89,7 +89,7 @@ def evaluate(name: str, net: TrainedNetwork, data: LightningDataModule, split: s
     sums, probabilities, labels = Sums(), [], []
     for images, truth in batches(data, split):
         logits = net(images)
-        sums.add(net.classifier.loss(logits, truth), logits, truth)
+        sums.add_batch(net.classifier.loss(logits, truth), logits, truth)
         probabilities.append(logits.softmax(dim=1))
         labels.append(truth)
     if not labels:

@@ -7,6 +7,7 @@ batch then happens once in fifty steps, which on a network this small is a good 
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,8 @@ class Classifier(pl.LightningModule):
         metrics: the latest value of each measure, such as "val/acc".
         best_val_acc: the highest val/acc of any epoch; None before the first.
         images_trained: in all, over all devices.
-        running: sums over the training images of the epoch so far, as of the end of the last block.
+        running: sums over the training images of the epoch so far, as of the end of the last block, or on a GPU the
+            one before.
     """
 
     def __init__(
@@ -98,8 +100,8 @@ class Classifier(pl.LightningModule):
             images = images.float().div_(255)
         # The dtype is another than the images' where Lightning has converted the network, as with 64-true.
         dtype = next((parameter.dtype for parameter in self.net.parameters()), images.dtype)
-        # PyTorch's convolutions are faster with channels last; vmap does not know it, and compilers choose themselves.
-        layout = torch.preserve_format if is_traced(images) else torch.channels_last
+        # A CPU convolves faster with channels last; vmap does not know it, and compilers choose themselves.
+        layout = torch.channels_last if images.is_cpu and not is_traced(images) else torch.preserve_format
         logits: Tensor = self.net(images.to(dtype=dtype, memory_format=layout))
         return logits
 
@@ -148,7 +150,7 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         logits = self(images)
         loss: Tensor = self.loss(logits, labels)
-        self.running.add(loss, logits, labels)
+        self.running.add_batch(loss, logits, labels)
         self.images_trained += len(labels) * self.trainer.world_size
         self.metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -161,31 +163,25 @@ class Classifier(pl.LightningModule):
             self._step = checked(self._step, first.images, first.labels)
         step, optimizer, scheduler = self._step, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
-        before, last, images, steps = self.trainer.global_step, self.trainer.max_steps, 0, 0
-        for batch in block.batches():
-            loss, logits = step.gradients(batch.images, batch.labels, batch.total)
-            optimizer.step()
-            self.running.add(loss, logits, batch.labels)
-            images, steps = images + batch.total, steps + 1
-            lr = optimizer.param_groups[0]["lr"]
-            if isinstance(scheduler, LRScheduler):
-                scheduler.step()
-            if before + steps == last:
-                self.trainer.should_stop = True  # which also has the validation images evaluated
-                break
-        self.metrics["lr"] = float(lr)
-        self.images_trained += images
+        schedule = scheduler if isinstance(scheduler, LRScheduler) else None
+        before, last, steps = self.trainer.global_step, self.trainer.max_steps, len(block.sizes)
+        if before < last <= before + steps:
+            block, steps = block.first(last - before), last - before
+            self.trainer.should_stop = True  # which also has the validation images evaluated
+        with _without_cache():
+            losses, correct, self.metrics["lr"] = step.train(block, optimizer, schedule)
+        self.running.add(losses, correct, block.own_sizes, before + 1)
+        self.images_trained += sum(total for _, total in block.sizes)
         # What Lightning's global step counts; its own optimizer wrapper takes a tenth of a step's time.
         counter = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         counter.total.ready += steps
         counter.total.completed += steps
-        self._read_sums(before)
+        # A GPU goes on computing, while the sums of the block before are read.
+        self._read_sums(leave=int(losses.is_cuda))
 
-    def _read_sums(self, steps_before: int) -> None:
+    def _read_sums(self, leave: int = 0) -> None:
         """Bring `running` up to date; on all devices at the same step, so that they stop together."""
-        losses = self.running.read()
-        step: float = next((n for n, loss in enumerate(losses, steps_before + 1) if not math.isfinite(loss)), math.inf)
-        step = self._reduce([step], "min")[0]
+        step = self._reduce([self.running.read(leave)], "min")[0]
         if math.isfinite(step):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise DivergenceError(
@@ -207,7 +203,7 @@ class Classifier(pl.LightningModule):
         if self._epoch_published:
             return
         self._epoch_published = True
-        self._read_sums(self.trainer.global_step)
+        self._read_sums()
         # All at once: a question to the device costs more than the answer.
         weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
         if not torch.isfinite(weights).all():
@@ -238,7 +234,7 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Any) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images)
-        self._evaluated.setdefault(stage, Sums()).add(self.loss(logits, labels), logits, labels)
+        self._evaluated.setdefault(stage, Sums()).add_batch(self.loss(logits, labels), logits, labels)
         return logits
 
     def on_validation_epoch_end(self) -> None:
@@ -307,3 +303,10 @@ class Classifier(pl.LightningModule):
             )
         self.metrics = dict(state.get("metrics", {}))
         self.best_val_acc, self.images_trained = state.get("best_val_acc"), state.get("images_trained", 0)
+
+
+def _without_cache() -> AbstractContextManager[None]:
+    """Has autocast, if it is on, convert the weights in each step: it would keep those of a block's first."""
+    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return torch.autocast(device, dtype, enabled, cache_enabled=False) if enabled else nullcontext()

@@ -8,17 +8,21 @@ never correctness.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lenet import fast
+from lenet.data import Block
 
 if TYPE_CHECKING:
     from lenet.training.module import Classifier
@@ -27,6 +31,16 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
 """How far a gradient of the fast step may be from the plain one, as a share of its norm. Rounding makes about 1e-5."""
+
+
+class Unread(NamedTuple):
+    """Sums that may not have been computed yet; on a GPU they are on their way, until `arrived`."""
+
+    losses: Tensor
+    correct: Tensor
+    sizes: Sequence[int]
+    first_step: int
+    arrived: torch.cuda.Event | None
 
 
 @dataclass
@@ -42,26 +56,35 @@ class Sums:
     loss: float = 0.0
     correct: int = 0
     images: int = 0
-    _unread: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _unread: list[Unread] = field(default_factory=list)
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(self, losses: Tensor, correct: Tensor, sizes: Sequence[int], first_step: int = 0) -> None:
+        """Add batches of these sizes: the mean loss of each (steps,), and the right answers of all of them."""
+        losses, correct, arrived = losses.detach(), correct.detach(), None
+        if losses.is_cuda:
+            losses, correct = (_pinned(values).copy_(values, non_blocking=True) for values in (losses, correct))
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._unread.append(Unread(losses, correct, sizes, first_step, arrived))
+
+    def add_batch(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
-        if len(labels):  # one of several devices may get no image
-            self._unread.append((loss.detach(), logits.detach(), labels))
+        self.add(loss.reshape(1), right_answers(logits, labels), [len(labels)])
 
-    def read(self) -> list[float]:
-        """Wait for the device and add up; returns the mean loss of each batch since the last call."""
-        if not self._unread:
-            return []
-        losses, logits, labels = (list(values) for values in zip(*self._unread, strict=True))
-        self._unread.clear()
-        means: list[float] = torch.stack(losses).tolist()
-        for mean, part in zip(means, labels, strict=True):
-            self.loss += mean * len(part)
-        right = torch.cat(logits).argmax(dim=1) == torch.cat(labels)
-        self.correct += int(right.sum())
-        self.images += len(right)
-        return means
+    def read(self, leave: int = 0) -> float:
+        """Add up all but the newest `leave`; returns the step whose loss is NaN or infinite, infinity if none is."""
+        failed = math.inf
+        ready, self._unread = self._unread[: len(self._unread) - leave], self._unread[len(self._unread) - leave :]
+        for losses, correct, sizes, first_step, arrived in ready:
+            if arrived is not None:
+                arrived.synchronize()
+            for step, (mean, size) in enumerate(zip(losses.tolist(), sizes, strict=True), first_step):
+                if size:  # one of several devices may get no image
+                    self.loss += mean * size
+                    failed = failed if math.isfinite(mean) else min(failed, step)
+            self.correct += int(correct.sum())
+            self.images += sum(sizes)
+        return failed
 
     @property
     def mean_loss(self) -> float:
@@ -72,6 +95,18 @@ class Sums:
     def accuracy(self) -> float:
         """Share of the images read so far that were classified rightly."""
         return self.correct / self.images if self.images else math.nan
+
+
+def _pinned(values: Tensor) -> Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # what is copied here need not be waited for
+
+
+class Taken(NamedTuple):
+    """Of the steps of a block: their mean losses (steps,), the right answers of all, the last learning rate."""
+
+    losses: Tensor
+    correct: Tensor
+    lr: float
 
 
 class PlainStep:
@@ -85,6 +120,20 @@ class PlainStep:
     def is_current(self) -> bool:
         """Whether the step still computes what the module, as it is now, says."""
         return True
+
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+        """Take all steps of a block."""
+        losses, answers, targets = [], [], []
+        for batch in block.batches():
+            loss, logits = self.gradients(*batch)
+            optimizer.step()
+            lr = optimizer.param_groups[0]["lr"]
+            if scheduler is not None:
+                scheduler.step()
+            losses.append(loss)
+            answers.append(logits)
+            targets.append(batch.labels)
+        return Taken(torch.stack(losses), right_answers(torch.cat(answers), torch.cat(targets)), float(lr))
 
     def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Leave the gradients of the mean loss over a batch in the parameters, instead of what was there.
@@ -112,6 +161,11 @@ class PlainStep:
         return loss.detach(), logits.detach()
 
 
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many () of the logits (N, classes) are largest at the label (N,)."""
+    return (logits.argmax(dim=1) == labels).sum()
+
+
 class FusedStep(PlainStep):
     """The same with compiled kernels: for the whole step if they have it, else for the convolutions."""
 
@@ -133,16 +187,80 @@ class FusedStep(PlainStep):
         return self._backward(self.network(images), labels, total)
 
 
-def _fingerprint(loss: Any) -> tuple[Any, dict[str, Any]]:
-    """What changes when a loss is replaced, or gets another setting."""
-    settings = getattr(loss, "__dict__", {})
-    return loss, {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+class RecordedStep(PlainStep):
+    """The plain step on a GPU as a CUDA graph, for each size of a batch; its Python code runs only a few times."""
+
+    def __init__(self, module: Classifier) -> None:
+        super().__init__(module)
+        self._recorded: dict[int, fast.RecordedSteps] = {}
+        self._state: Any = None
+
+    def is_current(self) -> bool:
+        return not fast.has_hooks(self.module.net) and self._state in (None, self._now())
+
+    def _now(self) -> Any:
+        """What is recorded as it is, and holds no longer when it is changed."""
+        optimizer = self.module.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return (
+            [(id(each), each.data_ptr(), each.requires_grad) for each in tensors],
+            [_fingerprint(layer) for layer in self.module.net.modules()],
+            _fingerprint(self.module.loss),
+            [_plain(group) | {"lr": None} for group in optimizer.param_groups],
+        )
+
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+        if self.devices > 1:
+            return super().train(block, optimizer, scheduler)
+        self._state = self._state or self._now()
+        rates, losses, correct, step = learning_rates(optimizer, scheduler, len(block.sizes)), [], [], 0
+        for size, steps in itertools.groupby(block.own_sizes):
+            if size not in self._recorded:
+                self._recorded[size] = fast.RecordedSteps(self._take, optimizer, *block.data, size)
+            count, first = len(list(steps)), sum(block.own_sizes[:step])
+            order = block.order[first : first + count * size]
+            its_losses, its_correct = self._recorded[size](order, rates[step : step + count])
+            losses.append(its_losses)
+            correct.append(its_correct)
+            step += count
+        return Taken(torch.cat(losses), torch.cat(correct).sum(), rates[-1][0])
+
+    def _take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = self.gradients(images, labels, len(labels))
+        return loss, right_answers(logits, labels)
+
+
+def learning_rates(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> list[list[float]]:
+    """The learning rates of the optimizer's groups in each of the next steps; takes the schedule to after them."""
+    rates = []
+    for _ in range(steps):
+        rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        if scheduler is not None:
+            scheduler.step()
+    return rates
+
+
+def _fingerprint(part: Any) -> tuple[Any, dict[str, Any]]:
+    """What changes when a layer or a loss is replaced, or gets another setting."""
+    return part, _plain(getattr(part, "__dict__", {}))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: repr(value) for name, value in values.items() if isinstance(value, int | float | str | tuple)}
 
 
 def make_step(module: Classifier) -> PlainStep:
     """The fastest step for the module's network, not yet checked; the weights get the memory layout that suits it."""
+    device = module.trainer.strategy.root_device.type
+    if device != "cpu":
+        return (
+            RecordedStep(module)
+            if module.fuse and device == "cuda" and not fast.has_hooks(module.net)
+            else PlainStep(module)
+        )
     step = PlainStep(module)
-    if module.fuse and module.trainer.strategy.root_device.type == "cpu":
+    if module.fuse:
         try:
             step = FusedStep(module, fast.CompiledNetwork(module.net))
         except fast.UnavailableError as reason:

@@ -1,0 +1,144 @@
+"""Optimizer steps as a CUDA graph: recorded once, then started as a whole.
+
+A step of LeNet is some hundred short operations. Launched one by one from Python, they keep a GPU waiting for most of
+the time; a graph launches all of them at once. It does the same again each time, so what differs from step to step lies
+in tensors on the device: which images, and the learning rate. What the step does in Python happens only once.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3
+"""How many steps of a size are taken one by one before one is recorded: libraries set themselves up in the first."""
+
+CAPACITY = 64
+"""For how many steps there is room on the device: their images, learning rates and results."""
+
+TakeStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images and labels to the mean loss () and the number of right answers (); leaves the gradients."""
+
+
+class RecordedSteps:
+    """Steps with batches of one size.
+
+    Args:
+        take: forward, loss and backward; it has to set gradients anew, not add to what was there.
+        optimizer: its step belongs to what is recorded. Its learning rates stay plain numbers outside of it.
+        images, labels: of which batches are taken: all training images, on the device.
+        size: of a batch.
+    """
+
+    def __init__(self, take: TakeStep, optimizer: Optimizer, images: Tensor, labels: Tensor, size: int) -> None:
+        self._take, self._optimizer, self._images, self._labels = take, optimizer, images, labels
+        groups, device = len(optimizer.param_groups), images.device
+        self._order = torch.zeros(CAPACITY, size, dtype=torch.int64, device=device)
+        self._rates = torch.zeros(CAPACITY, groups, device=device)
+        self._losses, self._correct = torch.zeros(CAPACITY, device=device), torch.zeros(CAPACITY, device=device)
+        self._places, self._place = torch.arange(CAPACITY, device=device), torch.zeros(1, dtype=torch.int64).to(device)
+        self._rate = torch.zeros(groups, device=device)  # a number would be recorded as it is now
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._gradients: list[Tensor | None] = []
+        self._warm, self._replay, self._is_refused = 0, self._step, False
+
+    def __call__(self, order: Tensor, rates: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """Take a step for each of the `rates`, which are those of the optimizer's groups, with these images in order.
+
+        Returns the mean losses (steps,) and the numbers of right answers (steps,), on the device.
+        """
+        size, results = self._order.shape[1], []
+        for first in range(0, len(rates), CAPACITY):
+            some = rates[first : first + CAPACITY]
+            self._order[: len(some)] = order[first * size : (first + len(some)) * size].view(len(some), size)
+            self._rates[: len(some)] = torch.tensor(some, device=self._rates.device)
+            self._place.zero_()
+            for _ in some:
+                if self._warm == WARM_UP and not self._is_refused:
+                    self._record()
+                self._replay()
+                self._warm += 1
+            results.append((self._losses[: len(some)].clone(), self._correct[: len(some)].clone()))
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=False):
+            parameter.grad = gradient  # those that the graph writes, not those of a step of another size
+        losses, correct = zip(*results, strict=True)
+        return torch.cat(losses), torch.cat(correct)
+
+    def _step(self) -> None:
+        """One step at `_place`, and on to the next: only operations on the device, nothing that waits for it."""
+        with side_stream(self._images.device):
+            indices = self._order.index_select(0, self._place).view(-1)
+            labels = self._labels.index_select(0, indices)
+            loss, correct = self._take(self._images.index_select(0, indices), labels)
+            self._rate.copy_(self._rates.index_select(0, self._place).view(-1))
+            with _on_device(self._optimizer, self._rate):
+                self._optimizer.step()
+            here = self._places == self._place
+            self._losses.copy_(torch.where(here, loss, self._losses))
+            self._correct.copy_(torch.where(here, correct, self._correct))
+            self._place += 1
+
+    def _record(self) -> None:
+        try:
+            self._replay = record(self._step, self._images.device)
+            self._gradients = [parameter.grad for parameter in self._parameters]
+        except RuntimeError as error:  # an operation that waits for the device, for example
+            self._is_refused = True
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("fuse=true: this step cannot be recorded in a CUDA graph, which is slower: %s", reason)
+
+
+def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record what a step does on the device; returns what does it again. Nothing is computed here."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as TensorBoard's, may go on meanwhile.
+    with torch.cuda.graph(graph, stream=_streams(device), capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _streams(device: torch.device) -> torch.cuda.Stream:
+    """The one on which steps are recorded, and taken before that."""
+    if device not in _STREAMS:
+        _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _STREAMS[device]
+
+
+def side_stream(device: torch.device) -> AbstractContextManager[None]:
+    """What is launched inside waits for what was launched before, and what is launched afterwards for that."""
+    return nullcontext() if device.type != "cuda" else _side_stream(device)
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    own, current = _streams(device), torch.cuda.current_stream(device)
+    if own == current:  # it is being recorded
+        yield
+        return
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
+        yield
+    current.wait_stream(own)
+
+
+@contextmanager
+def _on_device(optimizer: Optimizer, rates: Tensor) -> Iterator[None]:
+    """The optimizer with its learning rates in tensors, as it has to be while it is recorded."""
+    own = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, own, strict=True):
+            group.update(values)
