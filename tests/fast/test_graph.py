@@ -83,7 +83,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def test_recorded_steps_are_the_plain_ones(
     recorded: list[Callable[[], None]], name: str, settings: dict[str, Any]
 ) -> None:
-    # The gradient of a bias before a normalisation is rounding alone, which Adam makes large: no rounding of rates there.
+    # The gradient of a bias before a normalisation is rounding alone, which Adam makes large: rates are exact there.
     how = {"optimizer": OPTIMIZERS[name], "schedule": "norm" not in settings, **settings}
     losses, weights, module = trained(RecordedStep, **how)
     its_losses, its_weights, plain = trained(PlainStep, **how)
@@ -128,10 +128,10 @@ def test_what_cannot_be_recorded_is_computed_and_one_line_says_why(
 EDITS: dict[str, Callable[[Alone], object]] = {
     "mode": lambda module: module.net.eval(),
     "rate of dropout": lambda module: setattr(module.net.drop1, "p", 0.5),
-    "frozen weight": lambda module: module.net.conv1.weight.requires_grad_(False),
+    "frozen weight": lambda module: next(module.net.parameters()).requires_grad_(False),
     "weight": lambda module: setattr(module.net.conv1, "weight", nn.Parameter(torch.zeros(6, 1, 5, 5))),
     "layer": lambda module: setattr(module.net, "act1", nn.Tanh()),
-    "hook": lambda module: module.net.conv1.register_forward_hook(print),
+    "hook": lambda module: module.net.register_forward_hook(print),
     "loss": lambda module: setattr(module.loss, "label_smoothing", 0.1),
     "momentum": lambda module: module.optimizer.param_groups[0].update(momentum=0.25),
 }
