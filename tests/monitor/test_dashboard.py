@@ -7,18 +7,22 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
+from torch.optim import SGD
 
+from lenet.errors import DivergenceError
 from lenet.models import LeNet
-from lenet.monitor.dashboard import Dashboard, show_network
+from lenet.monitor import dashboard as module_of_dashboard
+from lenet.monitor.dashboard import Dashboard, Epoch, show_network
 from lenet.monitor.drawing import confusion
 from lenet.monitor.pictures import Evaluation, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, RunLogger, read_events
 from lenet.training.module import Classifier
-from tests.training.small import Noise, fit, scalars
+from tests.training.small import Noise, at, fit, scalars
 
 OF_AN_EPOCH = {"val/predictions", "val/confusion", "val/mistakes"}
 NAMES = [f"class {number}" for number in range(10)]
@@ -133,6 +137,29 @@ def test_validation_loaders_that_were_not_announced_are_not_drawn(tmp_path: Path
     assert [image.step for image in read_events(tmp_path).Images("val/confusion")] == [4, 8]
 
 
+@pytest.mark.parametrize("most", [1, 32])
+def test_each_epoch_is_drawn_as_it_was_whenever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(module_of_dashboard, "MOST_KEPT", most)
+    weights: list[float] = []
+    watch = LambdaCallback(on_train_epoch_end=lambda trainer, module: weights.append(float(module.net.fc3.bias.max())))
+    fit([Dashboard(), watch], RunLogger(tmp_path))
+    events = read_events(tmp_path)
+    assert [image.step for image in events.Images("val/confusion")] == [4, 8]
+    drawn = [event.histogram_value.max for event in events.Histograms("weights/fc3.bias")]
+    assert drawn == pytest.approx(weights)
+    assert len(set(drawn)) == 2
+
+
+def test_what_led_to_a_divergence_is_drawn(tmp_path: Path) -> None:
+    module = Classifier(LeNet(), partial(SGD, lr=0.1), seed=0)
+    spoil = at(2, lambda module: module.net.fc3.bias.data.fill_(torch.nan))
+    with pytest.raises(DivergenceError):
+        fit([Dashboard(), spoil], RunLogger(tmp_path), module=module)
+    assert [image.step for image in read_events(tmp_path).Images("val/confusion")] == [4]
+
+
 def test_without_tensorboard_nothing_is_drawn() -> None:
     dashboard = Dashboard()
     fit([dashboard], logger=False, test=True)
@@ -178,9 +205,8 @@ def test_the_projector_has_points_images_and_labels(tmp_path: Path) -> None:
     ],
 )
 def test_a_histogram_of_any_values_is_drawn_or_left_out(tmp_path: Path, values: list[float], drawn: bool) -> None:
-    logger, net = RunLogger(tmp_path), nn.Linear(2, 1, bias=False)
-    net.weight.data = torch.tensor([values])
-    show_network(logger.experiment, net, step=1)
+    logger = RunLogger(tmp_path)
+    show_network(logger.experiment, Epoch(1, {"weight": torch.tensor(values)}, {}, torch.empty(0), [], {}))
     logger.flush()
     events = read_events(tmp_path)
     assert events.Tags()["histograms"] == (["weights/weight"] if drawn else [])

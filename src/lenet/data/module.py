@@ -80,6 +80,7 @@ class Loader:
     ) -> None:
         self.data = Images(data.images.unsqueeze(1), data.labels)
         self.seed, self.epoch = seed, 0
+        self._next = -1, torch.empty(0)  # an epoch, and its order
         self.rank, self.world_size, self.block_steps = rank, world_size, block_steps
         full, left_over = divmod(len(data.labels), batch_size)
         totals = [left_over] * (left_over > 0) + [batch_size] * full
@@ -93,15 +94,21 @@ class Loader:
         return -(-len(self.sizes) // self.block_steps)
 
     def __iter__(self) -> Iterator[Any]:
-        order = np.arange(len(self.data.labels))
-        if self.seed is not None:  # NumPy mixes both numbers into the state; a torch.Generator takes one
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        batches = torch.split(torch.from_numpy(order), [total for _, total in self.sizes])
+        order = self._next[1] if self._next[0] == self.epoch else self._order(self.epoch)
+        batches = torch.split(order, [total for _, total in self.sizes])
         for first in range(0, len(batches), self.block_steps):
+            if first + self.block_steps >= len(batches):  # a GPU has work left, while the next epoch's order is drawn
+                self._next = self.epoch + 1, self._order(self.epoch + 1)
             steps = slice(first, first + self.block_steps)
             indices = torch.cat([batch[self.rank :: self.world_size] for batch in batches[steps]])
             block = Block(self.data, indices, self.sizes[steps])
             yield next(block.batches())[:2] if self.block_steps == 1 else block
+
+    def _order(self, epoch: int) -> Tensor:
+        order = np.arange(len(self.data.labels))
+        if self.seed is not None:  # NumPy mixes both numbers into the state; a torch.Generator takes one
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        return torch.from_numpy(order)
 
 
 class ImageDataModule(LightningDataModule, ABC):

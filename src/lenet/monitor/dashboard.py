@@ -1,14 +1,16 @@
 """What TensorBoard shows of a run beside its curves: predictions, mistakes, and what the network has learnt.
 
 Pictures of an epoch are of the validation images; the test images appear once, at the end. They show what the
-evaluation has computed anyway. The time that an epoch's pictures take counts in the next epoch's examples per second.
+evaluation has computed anyway. An epoch may take less time than its pictures; so those of several epochs are drawn
+together, every few seconds and at the end of training. The time counts in the next epoch's examples per second.
 """
 
+import time
 from collections import defaultdict
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -17,10 +19,29 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.tensorboard import SummaryWriter
 
+from lenet.errors import DivergenceError
 from lenet.monitor.drawing import confusion
 from lenet.monitor.pictures import CURVES, SHOWN, Evaluation, filters, numbered, predictions, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, add_picture
 from lenet.monitor.throughput import TimedCallback
+
+INTERVAL_SECONDS, MOST_KEPT = 10, 32
+"""Pictures are drawn so often, or when so many epochs have none yet."""
+
+
+Batch = tuple[Tensor, ...]
+"""Of an evaluation: images, labels, logits, hidden values."""
+
+
+class Epoch(NamedTuple):
+    """What is to be drawn of an epoch. Weights and gradients stay on the device."""
+
+    step: int
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    filters: Tensor
+    validation: list[Batch]
+    maps: dict[str, Tensor]
 
 
 class Dashboard(TimedCallback):
@@ -32,10 +53,12 @@ class Dashboard(TimedCallback):
     def __init__(self) -> None:
         super().__init__()
         self._validated = False  # in this epoch
-        self._batches: dict[str, list[tuple[Tensor, ...]]] = {}  # by stage: images, labels, logits, hidden values
+        self._batches: dict[str, list[Batch]] = {}  # by stage
         self._hooks: list[RemovableHandle] = []
         self._hidden = torch.empty(0)  # (N, K)
         self._maps: dict[str, Tensor] = {}  # (C, H, W), by layer
+        self._kept: list[Epoch] = []
+        self._drawn_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if (logger := _logger(trainer)) and trainer.global_step == 0:
@@ -91,50 +114,69 @@ class Dashboard(TimedCallback):
                 for tag, value in curves:
                     if value is not None:
                         logger.experiment.add_scalar(tag, value, trainer.current_epoch + 1)
-                show_network(logger.experiment, pl_module.net, trainer.global_step)
-                if validation:
-                    show_validation(logger.experiment, validation, self._maps, trainer.global_step)
+                named = [(name, p.detach().clone(), p.grad) for name, p in pl_module.net.named_parameters()]
+                weights = {name: values for name, values, _ in named}
+                gradients = {name: values.clone() for name, _, values in named if values is not None}
+                kept = weights, gradients, filters(pl_module.net).clone(), validation, self._maps
+                self._kept.append(Epoch(trainer.global_step, *kept))
             self._validated = False
+            if len(self._kept) == MOST_KEPT or time.monotonic() > self._drawn_at + INTERVAL_SECONDS:
+                self._draw(logger.experiment, trainer)
+
+    def _draw(self, writer: SummaryWriter, trainer: pl.Trainer) -> None:
+        kept, self._kept = self._kept, []
+        for epoch in kept:
+            show_network(writer, epoch)
+            if epoch.validation:
+                show_validation(writer, evaluation_of(epoch.validation, trainer), epoch.maps, epoch.step)
+        self._drawn_at = time.monotonic()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if (logger := _logger(trainer)) and isinstance(exception, DivergenceError):  # what led to it is to be seen
+            self._draw(logger.experiment, trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Show the test images, if they were evaluated after each epoch."""
+        """Show what is left, and the test images, if they were evaluated after each epoch."""
         if not (logger := _logger(trainer)):
             return
         with self.stopwatch:
-            test = self._gather("test", trainer)
-            if test and trainer.is_global_zero:
+            self._draw(logger.experiment, trainer)
+            batches = self._gather("test", trainer)
+            if batches and trainer.is_global_zero:
+                test = evaluation_of(batches, trainer)
                 picture = confusion(test.counts, test.class_names)
                 add_picture(logger.experiment, "test/confusion", picture, trainer.global_step)
                 write_embedding(Path(logger.log_dir), test)
 
     on_test_end = on_train_end
 
-    def _gather(self, stage: str, trainer: pl.Trainer) -> Evaluation | None:
+    def _gather(self, stage: str, trainer: pl.Trainer) -> list[Batch]:
         """The last evaluation of a stage, on all devices. To be called on each device."""
         batches = self._batches.pop(stage, [])
         if trainer.world_size > 1:
             everywhere: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(everywhere, batches)
             batches = [batch for device in everywhere for batch in device]
-        if not batches:
-            return None
-        images, labels, logits, hidden = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        planes = images[:, 0] if images.dtype == torch.uint8 else (images[:, 0].clamp(0, 1) * 255).round().byte()
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
-        if len(names) != logits.shape[1]:
-            names = [str(number) for number in range(logits.shape[1])]
-        return Evaluation(planes.numpy(), labels.numpy(), logits.softmax(dim=1).numpy(), hidden.numpy(), names)
+        return batches
 
 
-def show_network(writer: SummaryWriter, net: nn.Module, step: int) -> None:
+def evaluation_of(batches: list[Batch], trainer: pl.Trainer) -> Evaluation:
+    images, labels, logits, hidden = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    planes = images[:, 0] if images.dtype == torch.uint8 else (images[:, 0].clamp(0, 1) * 255).round().byte()
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
+    if len(names) != logits.shape[1]:
+        names = [str(number) for number in range(logits.shape[1])]
+    return Evaluation(planes.numpy(), labels.numpy(), logits.softmax(dim=1).numpy(), hidden.numpy(), names)
+
+
+def show_network(writer: SummaryWriter, epoch: Epoch) -> None:
     """Log the distribution of each parameter and of its gradient, and the filters of the first convolution."""
-    for name, parameter in net.named_parameters():
-        for kind, values in (("weights", parameter), ("gradients", parameter.grad)):
-            if values is not None:
-                with suppress(ValueError):  # NaN, or so close together that bins cannot be told apart
-                    writer.add_histogram(f"{kind}/{name}", values.detach().cpu().float().numpy(), step, bins=30)
-    if len(kernels := filters(net)):
-        add_picture(writer, "network/filters", numbered(kernels), step)
+    for kind, tensors in (("weights", epoch.weights), ("gradients", epoch.gradients)):
+        for name, values in tensors.items():
+            with suppress(ValueError):  # NaN, or so close together that bins cannot be told apart
+                writer.add_histogram(f"{kind}/{name}", values.cpu().float().numpy(), epoch.step, bins=30)
+    if len(epoch.filters):
+        add_picture(writer, "network/filters", numbered(epoch.filters), epoch.step)
 
 
 def show_validation(writer: SummaryWriter, validation: Evaluation, maps: dict[str, Tensor], step: int) -> None:

@@ -257,7 +257,10 @@ class Classifier(pl.LightningModule):
             self.log_dict({**values, **step}, on_step=False, on_epoch=True, batch_size=1)
             return
         # For callbacks such as early stopping.
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, logger=False, prog_bar=True)
+        if self.trainer.state.fn == "fit" and self.trainer.progress_bar_callback is None:
+            self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        else:  # ten times as long
+            self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, logger=False, prog_bar=True)
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
 
