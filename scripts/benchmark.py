@@ -35,9 +35,18 @@ training. Loading, logging and checkpoints count; validation does not.
 this project     `python train.py` with its logs, dashboards and checkpoints
 plain            the fastest loop of plain PyTorch layers we could write: images in memory as floats, fused SGD,
                  numbers read from the device once an epoch
+
+On the CPU also:
 plain, NHWC      the same in channels-last memory format
 template         Lightning as in most projects: DataLoader(num_workers=2), torchvision's ToTensor, self.log at each step
 tutorial         the loop that d2l.ai teaches: DataLoader(num_workers=4), ToTensor, loss and accuracy read at each step
+
+On a GPU (--device gpu) also:
+this, any model  `python train.py` with a network that no kernel knows: its steps are recorded in a CUDA graph
+compiled         plain, with torch.compile(mode="reduce-overhead")
+graph            a loop whose whole step is one CUDA graph of PyTorch's kernels
+graph, compiled  the same with torch.compile, and TF32
+jax              a jitted lax.scan over an epoch, where JAX is installed
 
 The report gives the median over the rounds, and how many times as slow as this project a contender is: the median of
 the ratios of each round.
@@ -93,7 +102,8 @@ def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, An
     settings = [compose_settings(*overrides, f"data.batch_size={size}") for size in sizes]
     for each in settings:
         check(each)
-    numbers = in_turn(train.tasks(settings), arguments.rounds)
+    with train.tasks(arguments.device, settings) as tasks:
+        numbers = in_turn(tasks, arguments.rounds)
     table = report(numbers, OURS, "images/s", ",.0f", more_is_faster=True)
     return table, {"images_per_sec": numbers, "epochs": arguments.epochs, "device": arguments.device}
 

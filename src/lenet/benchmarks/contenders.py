@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,92 @@ TRAINED_IMAGES = 55_000
 LEARNING_RATE = 0.9
 
 
-def this_project(settings: Settings, folder: Path) -> float:
+class Unknown(LeNet):
+    """LeNet, but no kernel knows it: its forward is its own."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
+def this_project(settings: Settings, folder: Path, network: str = "") -> float:
+    if network:
+        model = settings.model.model_copy(update={"target": network})
+        settings = settings.model_copy(update={"model": model})
     result = run(settings, folder)
     return float(result["images"] / result["seconds"])
 
 
-def plain(settings: Settings, folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> float:
+def plain(
+    settings: Settings,
+    folder: Path,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    compiled: str | None = None,
+) -> float:
     keep_freed_memory()
+    images, labels = trained_images(settings)
+    images = images.float().div_(255).to(memory_format=memory_format)
+    net, size = new_lenet(settings).to(memory_format=memory_format), settings.data.batch_size
+    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=True)
+    forward: Any = torch.compile(net, mode=compiled) if compiled else net
+
+    def epoch(_: int) -> None:
+        batches = torch.split(torch.randperm(len(images), device=images.device), size)
+        losses = [train_plainly(forward, optimizer, images[indices], labels[indices])[0] for indices in batches]
+        torch.stack(losses).mean().item()
+
+    # Some batches of each size, full and left over: libraries set themselves up for each before the clock starts.
+    for count in 3 * [size, TRAINED_IMAGES % size or size]:
+        train_plainly(forward, optimizer, images[:count], labels[:count])
+    with garbage_collector_frozen():
+        return speed_of(settings, epoch)
+
+
+def whole_graph(settings: Settings, folder: Path, compiled: bool = False) -> float:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = compiled
+    images, labels = trained_images(settings)
+    net, size = new_lenet(settings), settings.data.batch_size
+    optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(LEARNING_RATE, device=images.device), fused=True)
+    forward: Any = torch.compile(net) if compiled else net
+    chosen, loss_sum = torch.zeros(size, dtype=torch.int64, device=images.device), torch.zeros(1, device=images.device)
+
+    def step() -> None:
+        batch = images.index_select(0, chosen).float().div_(255)
+        loss_sum.add_(train_plainly(forward, optimizer, batch, labels.index_select(0, chosen))[0])
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+
+    def epoch(_: int) -> None:
+        for batch in torch.split(torch.randperm(len(images), device=images.device), size)[: len(images) // size]:
+            chosen.copy_(batch)  # the left-over batch is left out
+            graph.replay()
+        loss_sum.item()
+
+    return speed_of(settings, epoch, len(images) // size * size)
+
+
+def trained_images(settings: Settings) -> list[Tensor]:
+    """The training images (N, 1, 28, 28), bytes, and their labels, on the device."""
     data = data_of(settings)
     assert isinstance(data, ImageDataModule)
     data.setup()
-    images, labels = (values.to(device_of(settings)) for values in data.images("train"))
-    images = images[:, None].float().div_(255).to(memory_format=memory_format)
-    net = new_lenet(settings).to(memory_format=memory_format)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=True)
+    images, labels = data.images("train")
+    return [images[:, None].to(device_of(settings)), labels.to(device_of(settings))]
 
-    def epoch(_: int) -> None:
-        order = torch.randperm(len(images), device=images.device)
-        batches = torch.split(order, data.batch_size)
-        losses = [train_plainly(net, optimizer, images[indices], labels[indices])[0] for indices in batches]
-        torch.stack(losses).mean().item()
 
-    # Two batches of each size, full and left over: libraries set themselves up for each before the clock starts.
-    for size in 2 * [data.batch_size, TRAINED_IMAGES % data.batch_size or data.batch_size]:
-        train_plainly(net, optimizer, images[:size], labels[:size])
-    with garbage_collector_frozen():
-        return speed_of(settings, epoch)
+def in_jax(settings: Settings, folder: Path) -> float:
+    from lenet.benchmarks.in_jax import epochs
+
+    images, labels = (values.cpu().numpy() for values in trained_images(settings))
+    weights = [values.detach().cpu().numpy() for values in new_lenet(settings).parameters()]
+    epoch = epochs(images, labels, weights, settings.data.batch_size, LEARNING_RATE)
+    epoch(0)  # compiles
+    return speed_of(settings, epoch, len(images) // settings.data.batch_size * settings.data.batch_size)
 
 
 class TemplateModule(pl.LightningModule):
@@ -110,12 +171,12 @@ def train_plainly(
     return loss.detach(), logits.detach()
 
 
-def speed_of(settings: Settings, epoch: Callable[[int], None]) -> float:
-    """Images per second of a loop."""
+def speed_of(settings: Settings, epoch: Callable[[int], object], images: int | None = None) -> float:
+    """Images per second of a loop, which takes so many an epoch, or all."""
     started = time.perf_counter()
     for number in range(settings.trainer.max_epochs):
         epoch(number)
-    return settings.trainer.max_epochs * TRAINED_IMAGES / (time.perf_counter() - started)
+    return settings.trainer.max_epochs * (images or TRAINED_IMAGES) / (time.perf_counter() - started)
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -135,11 +196,24 @@ def pictures(settings: Settings, workers: int) -> DataLoader[tuple[Tensor, Tenso
     return DataLoader(Subset(data, range(TRAINED_IMAGES)), settings.data.batch_size, shuffle=True, num_workers=workers)
 
 
-CONTENDERS: dict[str, Callable[[Settings, Path], float]] = {
-    OURS: this_project,
-    "plain": plain,
-    "plain, NHWC": partial(plain, memory_format=torch.channels_last),
-    "template": template,
-    "tutorial": tutorial,
+CONTENDERS: dict[str, dict[str, Callable[[Settings, Path], float]]] = {
+    "cpu": {
+        OURS: this_project,
+        "plain": plain,
+        "plain, NHWC": partial(plain, memory_format=torch.channels_last),
+        "template": template,
+        "tutorial": tutorial,
+    },
+    "gpu": {
+        OURS: this_project,
+        "this, any model": partial(this_project, network="lenet.benchmarks.contenders.Unknown"),
+        "plain": plain,
+        "compiled": partial(plain, compiled="reduce-overhead"),
+        "graph": whole_graph,
+        "graph, compiled": partial(whole_graph, compiled=True),
+    },
 }
-"""Each trains with the settings, has a folder for its files, and returns images per second."""
+"""By device. Each trains with the settings, has a folder for its files, and returns images per second."""
+
+if find_spec("jax") is not None:
+    CONTENDERS["gpu"]["jax"] = in_jax

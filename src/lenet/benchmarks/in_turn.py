@@ -33,6 +33,7 @@ def report(numbers: Numbers, base: str, unit: str, number_format: str, more_is_f
     rounds = len(next(iter(numbers.values()))[base])
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     machine = f"{platform.machine()} ({capability}), {threads} threads, torch {torch.__version__}"
+    machine += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     lines = [f"Median (lowest–highest) of {rounds} rounds on {machine}"]
     for task, contenders in numbers.items():
         lines.append(f"{task:<20}{unit:<28}time as a multiple of {base}'s")
