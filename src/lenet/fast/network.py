@@ -43,6 +43,10 @@ class Plan(NamedTuple):
     rest: tuple[Any, ...]
     is_whole: bool
 
+    def parameters(self) -> list[Tensor]:
+        """The weights, then the biases, in C's order, as they are now."""
+        return _parameters(self.stages, self.rest)
+
 
 class CompiledNetwork:
     """A network compiled as far as the kernels know its layers, which are used, not copied.
@@ -51,7 +55,7 @@ class CompiledNetwork:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._net, self._plan, self._lanes = net, _match(net), lanes()
+        self._net, self._plan, self._lanes = net, match(net), lanes()
         self.is_whole = self._plan.is_whole  # so that `gradients` can be called
         between = [layer for stage in self._plan.stages for layer in stage.between]
         self._norms = [layer for layer in between if isinstance(layer, nn.BatchNorm2d)]
@@ -60,7 +64,7 @@ class CompiledNetwork:
     def is_current(self) -> bool:
         """Whether the network still has the same layers, with settings that the kernels have, and no hooks."""
         try:
-            return _match(self._net) == self._plan
+            return match(self._net) == self._plan
         except UnsuitableError:
             return False
 
@@ -105,7 +109,7 @@ class CompiledNetwork:
         images, labels = readable(images, torch.uint8, torch.float32), readable(labels, torch.int64)
         if not self.is_whole or labels.shape != images.shape[:1] or images.shape[1:] != (1, 28, 28):
             raise ValueError("C needs a whole LeNet, 28×28 images, and a label for each")
-        parameters = _parameters(self._plan.stages, self._plan.rest)  # read anew: they may have been replaced
+        parameters = self._plan.parameters()  # read anew: they may have been replaced
         now = zip(parameters, self._prepared, strict=False)
         same = all(each is last and each.data_ptr() == place for each, (last, place) in now)
         if not (self._prepared and same):  # a step is so short that it counts to prepare what C gets only once
@@ -125,7 +129,8 @@ class CompiledNetwork:
         return loss, logits
 
 
-def _match(net: nn.Module) -> Plan:
+def match(net: nn.Module, device: str = "cpu") -> Plan:
+    """How the kernels compute a network whose parameters are on such a device; raises an UnsuitableError."""
     own = type(net).__call__ is not nn.Module.__call__ or type(net).forward not in (
         nn.Sequential.forward,
         LeNet.forward,
@@ -135,15 +140,15 @@ def _match(net: nn.Module) -> Plan:
     layers, stages = deque(net), []
     for padding, shape in ((2, WEIGHTS[0]), (0, WEIGHTS[1])):
         conv = _take(layers, [nn.Conv2d], padding=padding, stride=1, dilation=1, groups=1, padding_mode="zeros")
-        if not _has_parameters(conv, shape):
-            raise UnsuitableError(f"{conv} needs a weight {shape} and a bias, in float32 on the CPU")
+        if not _has_parameters(conv, shape, device):
+            raise UnsuitableError(f"{conv} needs a weight {shape} and a bias, in float32 on the {device.upper()}")
         activation = ACTIVATIONS[type(layers.popleft())] if layers and _is(layers[0], ACTIVATIONS) else 0
         pool = _take(layers, POOLINGS, kernel_size=2, stride=2, padding=0, dilation=1, divisor_override=None)
         between = []
         while layers and _is(layers[0], BETWEEN, inplace=False):
             between.append(layers.popleft())
         stages.append(Stage(conv, (padding, activation, POOLINGS[type(pool)]), tuple(between)))
-    return Plan(tuple(stages), tuple(layers), _is_whole(stages, list(layers)))
+    return Plan(tuple(stages), tuple(layers), _is_whole(stages, list(layers), device))
 
 
 def _take(layers: deque[nn.Module], kinds: Collection[type[nn.Module]], **attributes: Any) -> nn.Module:
@@ -158,15 +163,15 @@ def _is(layer: nn.Module, kinds: Collection[type[nn.Module]], **attributes: Any)
     return type(layer) in kinds and "forward" not in vars(layer) and same
 
 
-def _has_parameters(layer: Any, shape: tuple[int, ...]) -> bool:
+def _has_parameters(layer: Any, shape: tuple[int, ...], device: str) -> bool:
     """Whether its weight has this shape, its bias the first size of it, and C can read both."""
     return all(
-        isinstance(parameter, nn.Parameter) and is_readable(parameter) and parameter.shape == size
+        isinstance(parameter, nn.Parameter) and is_readable(parameter, device=device) and parameter.shape == size
         for parameter, size in ((layer.weight, shape), (layer.bias, shape[:1]))
     )
 
 
-def _is_whole(stages: list[Stage], rest: list[Any]) -> bool:
+def _is_whole(stages: list[Stage], rest: list[Any], device: str) -> bool:
     """Whether these are the layers of a LeNet with two blocks of one kind, and all parameters are trained."""
     if len(rest) != 6 or stages[0].kind[1:] != stages[1].kind[1:] or any(stage.between for stage in stages):
         return False
@@ -175,7 +180,7 @@ def _is_whole(stages: list[Stage], rest: list[Any]) -> bool:
         _is(rest[0], [nn.Flatten], start_dim=1, end_dim=-1)
         and all(_is(layer, same) for layer in rest[2::2])
         and all(_is(layer, [nn.Linear]) for layer in rest[1::2])
-        and all(_has_parameters(layer, shape) for layer, shape in zip(rest[1::2], WEIGHTS[2:], strict=True))
+        and all(_has_parameters(layer, shape, device) for layer, shape in zip(rest[1::2], WEIGHTS[2:], strict=True))
         and all(each.requires_grad and each.is_contiguous() for each in _parameters(stages, rest))
     )
 

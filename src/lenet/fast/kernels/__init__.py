@@ -32,10 +32,10 @@ def call(name: str, *arguments: Any) -> None:
         raise [MemoryError("no memory is left"), IndexError("a label is not one of 0 to 9"), sizes][failure - 1]
 
 
-def is_readable(tensor: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether C can read the tensor: one of PyTorch's own classes, dense, on the CPU, of one of these types."""
+def is_readable(tensor: Tensor, *dtypes: torch.dtype, device: str = "cpu") -> bool:
+    """Whether C can read the tensor: one of PyTorch's own classes, dense, on such a device, of one of these types."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return plain and tensor.device.type == "cpu" and tensor.dtype in (dtypes or (torch.float32,))
+    return plain and tensor.device.type == device and tensor.dtype in (dtypes or (torch.float32,))
 
 
 def readable(tensor: Tensor, *dtypes: torch.dtype) -> Tensor:

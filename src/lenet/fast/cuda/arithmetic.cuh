@@ -1,0 +1,64 @@
+/* Loads of several numbers at once, activations, and 2 x 2 pooling. */
+
+#pragma once
+
+DEVICE float4 load4(const float *from) { return *reinterpret_cast<const float4 *>(from); }
+DEVICE float2 load2(const float *from) { return *reinterpret_cast<const float2 *>(from); }
+DEVICE void store4(float *to, float a, float b, float c, float d) { *reinterpret_cast<float4 *>(to) = {a, b, c, d}; }
+DEVICE void store2(float *to, float a, float b) { *reinterpret_cast<float2 *>(to) = {a, b}; }
+DEVICE float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+/* COUNT numbers, by fours or by twos: the address must be a multiple of 16 or 8. */
+template <int COUNT>
+DEVICE void load_by_4(float (&to)[COUNT], const float *from) {
+  UNROLL for (int i = 0; i + 3 < COUNT; i += 4) {
+    const float4 four = load4(from + i);
+    to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+  }
+}
+
+template <int COUNT>
+DEVICE void load_by_2(float (&to)[COUNT], const float *from) {
+  UNROLL for (int i = 0; i + 1 < COUNT; i += 2) {
+    const float2 two = load2(from + i);
+    to[i] = two.x, to[i + 1] = two.y;
+  }
+}
+
+constexpr float LOG2_E = 1.44269504f;
+
+/* Sigmoid is 1 / (1 + 2^(-x log2 e)). The convolutions' weights and biases are multiplied by -log2 e when they are loaded,
+which saves that product for each output; `activation` expects it done. */
+DEVICE float scaled(float weight) { return RELU ? weight : -LOG2_E * weight; }
+
+/* Not a number stays not a number, as in PyTorch: hence the order of comparisons here and below. */
+DEVICE float activation(float scaled_sum) {
+  if (RELU) return scaled_sum <= 0.f ? 0.f : scaled_sum;
+  return reciprocal(1.f + power_of_2(scaled_sum));
+}
+
+/* The derivative of an activation, from its value. */
+DEVICE float derivative(float value) {
+  if (RELU) return value <= 0.f ? 0.f : 1.f;
+  return (1.f - value) * value;
+}
+
+/* A window of a convolution's scaled outputs, row by row: returns the pooled activation, and leaves its derivative by each
+output in their place. Of equal maxima, the first has all of it. */
+DEVICE float pool(float &a, float &b, float &c, float &d) {
+  a = activation(a), b = activation(b), c = activation(c), d = activation(d);
+  if (MAXIMUM) {
+    float largest = a;
+    int winner = 0;
+    if (b > largest || b != b) largest = b, winner = 1;
+    if (c > largest || c != c) largest = c, winner = 2;
+    if (d > largest || d != d) largest = d, winner = 3;
+    const float slope = derivative(largest);
+    a = winner == 0 ? slope : 0.f, b = winner == 1 ? slope : 0.f;
+    c = winner == 2 ? slope : 0.f, d = winner == 3 ? slope : 0.f;
+    return largest;
+  }
+  const float mean = 0.25f * ((a + b) + (c + d));
+  a = 0.25f * derivative(a), b = 0.25f * derivative(b), c = 0.25f * derivative(c), d = 0.25f * derivative(d);
+  return mean;
+}
