@@ -1,7 +1,8 @@
-"""The same training step, faster: LeNet compiled for the CPU, and steps as CUDA graphs."""
+"""The same training step, faster: LeNet compiled for the CPU and for GPUs, and any step as a CUDA graph."""
 
+from lenet.fast.cuda import CudaTraining
 from lenet.fast.graph import RecordedSteps
 from lenet.fast.kernels.compiler import UnavailableError
 from lenet.fast.network import CompiledNetwork, UnsuitableError, has_hooks
 
-__all__ = ["CompiledNetwork", "RecordedSteps", "UnavailableError", "UnsuitableError", "has_hooks"]
+__all__ = ["CompiledNetwork", "CudaTraining", "RecordedSteps", "UnavailableError", "UnsuitableError", "has_hooks"]

@@ -156,20 +156,19 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _train_block(self, block: Block) -> None:
+        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
         if self._step is None or not self._step.is_current():  # somebody has changed the network or the loss
             self._step = make_step(self)
         if not self._step.is_checked:
-            first = next(block.batches())
-            self._step = checked(self._step, first.images, first.labels)
-        step, optimizer, scheduler = self._step, self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        assert isinstance(optimizer, Optimizer)
+            self._step = checked(self._step, block, optimizer)
         schedule = scheduler if isinstance(scheduler, LRScheduler) else None
         before, last, steps = self.trainer.global_step, self.trainer.max_steps, len(block.sizes)
         if before < last <= before + steps:
             block, steps = block.first(last - before), last - before
             self.trainer.should_stop = True  # which also has the validation images evaluated
         with _without_cache():
-            losses, correct, self.metrics["lr"] = step.train(block, optimizer, schedule)
+            losses, correct, self.metrics["lr"] = self._step.train(block, optimizer, schedule)
         self.running.add(losses, correct, block.own_sizes, before + 1)
         self.images_trained += sum(total for _, total in block.sizes)
         # What Lightning's global step counts; its own optimizer wrapper takes a tenth of a step's time.

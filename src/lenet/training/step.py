@@ -1,13 +1,15 @@
 """What an optimizer step computes: forward, loss, backward, and the running sums of an epoch.
 
-`PlainStep` is the definition: PyTorch's layers and the module's own loss, as the user reads and edits them. `FusedStep`
-computes the same with the compiled kernels of `lenet.fast`. It is used only after it was compared with the plain one
-on the first batch: the loss, the right answers and every gradient. So an edit of network or loss costs speed at most,
-never correctness.
+`PlainStep` is the definition: PyTorch's layers and the module's own loss, as the user reads and edits them. The others
+do the same faster, with the means of `lenet.fast`: `FusedStep` with kernels for the CPU, `KernelStep` with one for
+GPUs, `RecordedStep` as a CUDA graph of the plain step. Those with kernels are used only after they were compared with the
+plain one on the first batch: the loss, the right answers and every gradient. So an edit of network or loss costs speed
+at most, never correctness.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -135,6 +137,12 @@ class PlainStep:
             targets.append(batch.labels)
         return Taken(torch.stack(losses), right_answers(torch.cat(answers), torch.cat(targets)), float(lr))
 
+    def measure(self, images: Tensor, labels: Tensor) -> Measured:
+        """What the step makes of a batch, (N, C, H, W) bytes and (N,) int64; the module stays as it is."""
+        with unchanged(self.module):
+            loss, logits = self.gradients(images, labels, len(labels))
+            return Measured(loss, right_answers(logits, labels), gradients_of(self.module))
+
     def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Leave the gradients of the mean loss over a batch in the parameters, instead of what was there.
 
@@ -164,6 +172,14 @@ class PlainStep:
 def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
     """How many () of the logits (N, classes) are largest at the label (N,)."""
     return (logits.argmax(dim=1) == labels).sum()
+
+
+class Measured(NamedTuple):
+    """What a step computes of a batch: its mean loss, how many answers are right, the gradients by parameter."""
+
+    loss: Tensor
+    correct: Tensor
+    gradients: dict[str, Tensor | None]
 
 
 class FusedStep(PlainStep):
@@ -231,6 +247,31 @@ class RecordedStep(PlainStep):
         return loss, right_answers(logits, labels)
 
 
+class KernelStep(PlainStep):
+    """A whole LeNet on a GPU, by one launch of a kernel for all steps of a block."""
+
+    def __init__(self, module: Classifier, optimizer: Optimizer, batch_size: int) -> None:
+        super().__init__(module)
+        self._optimizer = optimizer
+        self.kernel = fast.CudaTraining(module.net, optimizer, batch_size)
+        self._loss = _fingerprint(module.loss)
+
+    def is_current(self) -> bool:
+        return self.kernel.is_current() and self._loss == _fingerprint(self.module.loss)
+
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+        rates = [rate for rate, *_ in learning_rates(optimizer, scheduler, len(block.sizes))]
+        losses, correct = self.kernel.train(*block.data, block.order, block.own_sizes, rates)
+        return Taken(losses, correct.sum(), rates[-1])
+
+    def measure(self, images: Tensor, labels: Tensor) -> Measured:
+        module, optimizer = copy.deepcopy((self.module.net, self._optimizer))  # the kernel takes a step at once
+        kernel, order = fast.CudaTraining(module, optimizer, len(labels)), torch.arange(len(labels)).to(labels.device)
+        losses, correct = kernel.train(images, labels, order, [len(labels)], [0.0])
+        gradients = {f"net.{name}": gradient for name, gradient in gradients_of(module).items()}
+        return Measured(losses[0], correct[0], gradients)
+
+
 def learning_rates(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> list[list[float]]:
     """The learning rates of the optimizer's groups in each of the next steps; takes the schedule to after them."""
     rates = []
@@ -273,16 +314,31 @@ def make_step(module: Classifier) -> PlainStep:
     return step
 
 
-def checked(step: PlainStep, images: Tensor, labels: Tensor) -> PlainStep:
-    """The step, if it computes what the plain one does on a batch (N, C, H, W) with labels (N,) int64.
+def checked(step: PlainStep, block: Block, optimizer: Optimizer) -> PlainStep:
+    """The step that is to be used, chosen once there is a first block: with kernels, if they compute what PyTorch does.
 
-    Otherwise the plain one, and a line says what differs.
+    Otherwise without, and a line says what differs.
     """
-    plain = PlainStep(step.module)
-    if isinstance(step, FusedStep) and (difference := compare(plain, step, images, labels)):
-        log.warning("fuse=true: the compiled kernels give another %s; PyTorch's layers are used", difference)
-        step = plain
-    step.devices, step.is_checked = step.module.trainer.world_size, True
+    devices, slower = step.module.trainer.world_size, PlainStep(step.module)
+    if isinstance(step, RecordedStep) and devices == 1:
+        slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
+    if isinstance(step, FusedStep | KernelStep):
+        batch = next(block.batches())
+        if difference := compare(PlainStep(step.module), step, batch.images, batch.labels):
+            log.warning("fuse=true: the compiled kernels give another %s; PyTorch's layers are used", difference)
+            step = slower
+    step.devices, step.is_checked = devices, True
+    return step
+
+
+def _with_kernel(step: PlainStep, optimizer: Optimizer, batch_size: int) -> PlainStep:
+    """One with a kernel instead, if there is one for the network and the optimizer."""
+    try:
+        return KernelStep(step.module, optimizer, batch_size)
+    except fast.UnavailableError as reason:
+        log.warning("fuse=true: %s; PyTorch's layers are used, recorded in a CUDA graph, which is slower", reason)
+    except fast.UnsuitableError:
+        pass  # other networks are recorded: nothing to tell
     return step
 
 
@@ -290,7 +346,8 @@ def checked(step: PlainStep, images: Tensor, labels: Tensor) -> PlainStep:
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Put buffers (the statistics of a batch normalisation) and random numbers back at the end, and drop gradients."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.random.fork_rng(devices=[]):
+    gpus = {each.device for each in module.parameters() if each.is_cuda}
+    with torch.random.fork_rng(devices=list(gpus)):
         torch.manual_seed(0)  # the same dropout for each step that is compared
         yield
     for name, buffer in module.named_buffers():
@@ -298,23 +355,23 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     module.zero_grad(set_to_none=True)
 
 
+def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """A copy of each parameter's gradient."""
+    named = module.named_parameters()
+    return {name: None if each.grad is None else each.grad.clone() for name, each in named}
+
+
 def compare(plain: PlainStep, other: PlainStep, images: Tensor, labels: Tensor) -> str | None:
-    """What differs between two steps on a batch, by more than rounding; None if nothing does."""
+    """What differs between two steps on a batch of bytes, by more than rounding; None if nothing does."""
     # Where pixels are equal, so are values in a window, and rounding would decide which is the largest: noise does.
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) / 512
-    images = (images.float() / 255 if images.dtype == torch.uint8 else images) + noise
-    found = []
-    for step in (plain, other):
-        with unchanged(plain.module):
-            loss, logits = step.gradients(images, labels, len(labels))
-            parameters = plain.module.named_parameters()
-            gradients = {name: p.grad.clone() if p.grad is not None else None for name, p in parameters}
-        found.append((loss, logits.argmax(dim=1) == labels, gradients))
-    (loss, right, gradients), (its_loss, its_right, its_gradients) = found
+    noise = torch.randint(8, images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    images = (images.int() * 31 // 32 + noise).byte()
+    loss, correct, gradients = plain.measure(images, labels)
+    its_loss, its_correct, its_gradients = other.measure(images, labels)
     if not torch.isclose(loss, its_loss, rtol=TOLERANCE):
         return f"loss: {its_loss:.6g} instead of {loss:.6g}"
-    if (right != its_right).float().mean() > 0.01:  # rounding may decide between two equal logits
-        return f"number of right answers: {int(its_right.sum())} instead of {int(right.sum())}"
+    if abs(int(correct) - int(its_correct)) > 0.01 * len(labels):  # rounding may decide between two equal logits
+        return f"number of right answers: {int(its_correct)} instead of {int(correct)}"
     largest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
     for name, gradient in gradients.items():
         its = its_gradients[name]
