@@ -2,9 +2,9 @@
 
 `PlainStep` is the definition: PyTorch's layers and the module's own loss, as the user reads and edits them. The others
 do the same faster, with the means of `lenet.fast`: `FusedStep` with kernels for the CPU, `KernelStep` with one for
-GPUs, `RecordedStep` as a CUDA graph of the plain step. Those with kernels are used only after they were compared with the
-plain one on the first batch: the loss, the right answers and every gradient. So an edit of network or loss costs speed
-at most, never correctness.
+GPUs, `RecordedStep` as a CUDA graph of the plain step. Those with kernels are used only after they were compared with
+the plain one on the first batch: the loss, the right answers and every gradient. So an edit of network or loss costs
+speed at most, never correctness.
 """
 
 from __future__ import annotations
