@@ -2,7 +2,7 @@
 
 Pictures of an epoch are of the validation images; the test images appear once, at the end. They show what the
 evaluation has computed anyway. An epoch may take less time than its pictures; so those of several epochs are drawn
-together, every few seconds and at the end of training. The time counts in the next epoch's examples per second.
+together, every few seconds, before the run is saved, and at its end.
 """
 
 import time
@@ -123,6 +123,12 @@ class Dashboard(TimedCallback):
             if len(self._kept) == MOST_KEPT or time.monotonic() > self._drawn_at + INTERVAL_SECONDS:
                 self._draw(logger.experiment, trainer)
 
+    def catch_up(self, trainer: pl.Trainer) -> None:
+        """Draw what has not been drawn yet."""
+        if logger := _logger(trainer):
+            with self.stopwatch:
+                self._draw(logger.experiment, trainer)
+
     def _draw(self, writer: SummaryWriter, trainer: pl.Trainer) -> None:
         kept, self._kept = self._kept, []
         for epoch in kept:
@@ -132,15 +138,15 @@ class Dashboard(TimedCallback):
         self._drawn_at = time.monotonic()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        if (logger := _logger(trainer)) and isinstance(exception, DivergenceError):  # what led to it is to be seen
-            self._draw(logger.experiment, trainer)
+        if isinstance(exception, DivergenceError):  # what led to it is to be seen
+            self.catch_up(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show what is left, and the test images, if they were evaluated after each epoch."""
         if not (logger := _logger(trainer)):
             return
+        self.catch_up(trainer)
         with self.stopwatch:
-            self._draw(logger.experiment, trainer)
             batches = self._gather("test", trainer)
             if batches and trainer.is_global_zero:
                 test = evaluation_of(batches, trainer)

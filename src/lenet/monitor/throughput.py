@@ -37,6 +37,9 @@ class TimedCallback(pl.Callback):
     def __init__(self) -> None:
         self.stopwatch = Stopwatch()
 
+    def catch_up(self, trainer: pl.Trainer) -> None:
+        """Write what has been put off; called before the run is saved."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.stopwatch.seconds}
 
@@ -47,8 +50,9 @@ class TimedCallback(pl.Callback):
 class Throughput(TimedCallback):
     """Logs `train/examples_per_sec`: images trained ÷ wall time from one epoch's end to the next.
 
-    The clock includes loading, logging, checkpoints and all of the trainer's own work; it leaves out validation. (A
-    clock that starts when the batch has been loaded, as d2l.ai's does, measures the optimizer step only.)
+    The clock includes loading, logging, checkpoints and all of the trainer's own work; it leaves out validation, and
+    what is drawn and saved after the last epoch. (A clock that starts when the batch has been loaded, as d2l.ai's does,
+    measures the optimizer step only.)
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -70,6 +74,8 @@ class Throughput(TimedCallback):
         before, self._before = self._before, (self.stopwatch.seconds, pl_module.images_trained)
         seconds, images = self._before[0] - before[0], self._before[1] - before[1]
         pl_module.publish({"train/examples_per_sec": images / seconds if seconds > 0 else 0.0})
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            self.stopwatch.stop()
 
     def on_train_end(self, *_: Any) -> None:
         self.stopwatch.stop()

@@ -130,6 +130,10 @@ class SaveRun(TimedCallback, Checkpoint):
         assert isinstance(pl_module, Classifier)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        is_due = self._is_due(trainer)
+        for callback in trainer.callbacks if is_due else ():  # type: ignore[attr-defined]
+            if isinstance(callback, TimedCallback):
+                callback.catch_up(trainer)
         with self.stopwatch:
             for logger in trainer.loggers:
                 if hasattr(logger, "flush"):  # the disk is to have the events that belong to a checkpoint
@@ -137,7 +141,7 @@ class SaveRun(TimedCallback, Checkpoint):
             if pl_module.best_val_acc != self._best:
                 self._best = pl_module.best_val_acc
                 trainer.save_checkpoint(self.folder / BEST)
-            if self._is_due(trainer):
+            if is_due:
                 trainer.save_checkpoint(self.folder / LAST)
                 self._saved = time.monotonic()
 
