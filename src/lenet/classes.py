@@ -25,6 +25,8 @@ ROLES = {
     "optimizer": ("torch.optim.Optimizer", "an optimizer"),
     "scheduler": ("torch.optim.lr_scheduler.LRScheduler", "a learning-rate schedule"),
     "data": ("lightning.pytorch.LightningDataModule", "a LightningDataModule"),
+    "augment": ("collections.abc.Callable", "callable with (images, labels)"),
+    "average": ("lightning.pytorch.Callback", "a callback of Lightning's"),
     "callbacks": ("lightning.pytorch.Callback", "a callback of Lightning's"),
     "logger": ("lightning.pytorch.loggers.Logger", "a logger of Lightning's"),
 }

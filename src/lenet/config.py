@@ -41,10 +41,10 @@ AnySection = TypeVar("AnySection", bound="Section")
 AUTO = "auto"
 """As the value of `resume`: resume the run in hydra.run.dir, or begin it if there is none."""
 
-PATHS = ("data.root", "init_from", "resume", "sweep.resume")
+PATHS = ("data.root", "distill.teachers", "init_from", "resume", "sweep.resume")
 """Settings that are paths, as seen from where the command was typed; `~` is the home folder."""
 
-ONE_CLASS = (*IN_CHECKPOINTS, "data")
+ONE_CLASS = (*IN_CHECKPOINTS, "data", "augment", "average")
 NAMED_CLASSES = ("callbacks", "logger")
 """The sections that name a class; those that have a name for each of their classes."""
 
@@ -118,6 +118,12 @@ class Trainer(Section):
         return self
 
 
+class Distilling(Section):
+    teachers: list[Text] | None = None
+    temperature: Positive = 1.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class Saving(Section):
     every_seconds: NonNegative
 
@@ -143,6 +149,10 @@ class Settings(Section):
     optimizer: RangedSection
     scheduler: RangedSection | None
     data: RangedSection
+    augment: ClassSection | None = None
+    average: ClassSection | None = None
+    decay: Literal["all", "weights"] = "all"
+    distill: Distilling = Distilling()
     callbacks: dict[str, ClassSection] | None = None
     logger: dict[str, ClassSection] | None = None
     device: Device
@@ -180,9 +190,10 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
     here = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else "")
     for group, _, leaf in (key.rpartition(".") for key in PATHS):
         holder = plain.get(group) if group else plain
-        path = holder.get(leaf) if isinstance(holder, dict) else None
-        if isinstance(path, str) and path not in ("", AUTO) and "://" not in path:
-            holder[leaf] = str((here / Path(path).expanduser()).absolute())  # type: ignore[index]
+        if isinstance(holder, dict) and (given := holder.get(leaf)):
+            holder[leaf] = (
+                [_absolute(each, here) for each in given] if isinstance(given, list) else _absolute(given, here)
+            )
     settings = validated(Settings, plain)
     for name in ONE_CLASS:
         if (section := settings.section(name)) and f"{name}._target_" in words:
@@ -201,6 +212,12 @@ def read_settings(config: DictConfig, overrides: Iterable[str] | None = None) ->
         for key, section in settings.section(name).items():
             check_named(f"{name}.{key}", section, name)
     return settings
+
+
+def _absolute(path: Any, here: Path) -> Any:
+    """A path as seen from everywhere; what is none stays as it is."""
+    is_path = isinstance(path, str) and path not in ("", AUTO) and "://" not in path
+    return str((here / Path(path).expanduser()).absolute()) if is_path else path
 
 
 def validated(rules: type[AnySection], values: object, key: str = "") -> AnySection:

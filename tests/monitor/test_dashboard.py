@@ -14,6 +14,8 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from lenet.data import Synthetic
+from lenet.data.augment import Augment
 from lenet.errors import DivergenceError
 from lenet.models import LeNet
 from lenet.monitor import dashboard as module_of_dashboard
@@ -150,6 +152,17 @@ def test_each_epoch_is_drawn_as_it_was_whenever_that_is(
     drawn = [event.histogram_value.max for event in events.Histograms("weights/fc3.bias")]
     assert drawn == pytest.approx(weights)
     assert len(set(drawn)) == 2
+
+
+def test_augmented_images_are_shown_and_the_random_numbers_stay(tmp_path: Path) -> None:
+    losses = []
+    for callbacks in ([], [Dashboard()]):
+        torch.manual_seed(3)
+        module = Classifier(LeNet(), seed=None, augment=Augment(flip=0.5, mixup=0.2), init="none")
+        fit(callbacks, RunLogger(tmp_path), data=Synthetic(train_size=60, test_size=10, val_size=10), module=module)
+        losses.append(module.metrics["train/loss"])
+    assert [image.step for image in read_events(tmp_path).Images("train/augmented")] == [0]
+    assert losses[0] == losses[1]
 
 
 def test_what_led_to_a_divergence_is_drawn(tmp_path: Path) -> None:

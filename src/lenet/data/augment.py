@@ -40,6 +40,11 @@ class Augment:
         mixup: float = 0.0,
         classes: int = 10,
     ) -> None:
+        for name, value in {"flip": flip, "erase_probability": erase_probability}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: should be from 0 to 1")
+        if min(shift, erase, mixup) < 0:
+            raise ValueError(f"shift={shift}, erase={erase}, mixup={mixup}: should be at least 0")
         self.shift, self.flip = shift, flip
         self.erase, self.erase_probability = erase, erase_probability
         self.mixup, self.classes = mixup, classes

@@ -78,16 +78,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TrainedNetwork
     file = checkpoint.file_of(Path(path).expanduser())
     is_checkpoint = file.suffix != ".safetensors"
     content = checkpoint.read(file) if is_checkpoint else _read_safetensors(file)
-    parts: dict[str, Any] = dict(content.get("hyper_parameters", {}))
-    if not parts.get("net"):
-        raise UserError(
-            f"{path}: does not say which network it is of; use Classifier.load_from_checkpoint(PATH, net=NETWORK)"
-        )
-    classifier = Classifier(parts["net"], loss=parts.get("loss"), init="none")
-    try:
-        classifier.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its network: {error}") from None
+    classifier = checkpoint.classifier_of(content, path)
     state = content.get(STATE, {})
     names = state.get("class_names") or [str(number) for number in range(len(list(classifier.parameters())[-1]))]
     return TrainedNetwork(classifier.to(device), names, state.get("image_shape") or (1, 28, 28))

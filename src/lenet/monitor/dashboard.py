@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.tensorboard import SummaryWriter
 
+from lenet.data import ImageDataModule
 from lenet.errors import DivergenceError
-from lenet.monitor.drawing import confusion
+from lenet.monitor.drawing import BLUE, Tile, confusion, sheet
 from lenet.monitor.pictures import CURVES, SHOWN, Evaluation, filters, numbered, predictions, write_embedding
 from lenet.monitor.tensorboard import FIGURE_TAGS, add_picture
 from lenet.monitor.throughput import TimedCallback
@@ -60,10 +61,15 @@ class Dashboard(TimedCallback):
         self._kept: list[Epoch] = []
         self._drawn_at = time.monotonic()
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if (logger := _logger(trainer)) and trainer.global_step == 0:
             curves = ["Multiline", list(FIGURE_TAGS)]
             logger.experiment.add_custom_scalars({"LeNet": {"loss and accuracy by epoch": curves}})
+            if (
+                isinstance(data := getattr(trainer, "datamodule", None), ImageDataModule)
+                and pl_module.augment is not None
+            ):
+                show_augmentation(logger.experiment, data, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._batches, self._maps = defaultdict(list), {}
@@ -173,6 +179,21 @@ def evaluation_of(batches: list[Batch], trainer: pl.Trainer) -> Evaluation:
     if len(names) != logits.shape[1]:
         names = [str(number) for number in range(logits.shape[1])]
     return Evaluation(planes.numpy(), labels.numpy(), logits.softmax(dim=1).numpy(), hidden.numpy(), names)
+
+
+def show_augmentation(writer: SummaryWriter, data: ImageDataModule, module: Any) -> None:
+    """Log the first training images as they are, and as the network may get them; random numbers stay as they were."""
+    images, labels = (values[:SHOWN].to(module.device) for values in data.images("train"))
+    with torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
+        augmented, targets = module.augmented(images[:, None], labels)
+    if targets.dim() == 1:
+        targets = nn.functional.one_hot(targets, data.classes)
+    tiles = []
+    for before, after, label, target in zip(images, augmented[:, 0], labels, targets, strict=True):
+        shares = [(float(share), data.class_names[number]) for number, share in enumerate(target) if share > 0.005]
+        mixed = "\n".join(f"{name} {share:.2f}" for share, name in sorted(shares, reverse=True)[:2])
+        tiles += [Tile(f"{data.class_names[label]}\n", before.cpu().numpy()), Tile(mixed, after.cpu().numpy(), BLUE)]
+    add_picture(writer, "train/augmented", sheet(tiles, width=808, per_row=8), 0)
 
 
 def show_network(writer: SummaryWriter, epoch: Epoch) -> None:

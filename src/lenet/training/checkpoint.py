@@ -111,6 +111,21 @@ def find(folder: Path) -> Path | None:
     return latest
 
 
+def classifier_of(content: dict[str, Any], path: object) -> Classifier:
+    """The module that a checkpoint holds, with its network's weights; a UserError if it does not say which it is."""
+    parts: dict[str, Any] = dict(content.get("hyper_parameters", {}))
+    if not parts.get("net"):
+        raise UserError(
+            f"{path}: does not say which network it is of; use Classifier.load_from_checkpoint(PATH, net=NETWORK)"
+        )
+    classifier = Classifier(parts["net"], loss=parts.get("loss"), init="none")
+    try:
+        classifier.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its network: {error}") from None
+    return classifier
+
+
 class SaveRun(TimedCallback, Checkpoint):
     """Saves a run at the end of an epoch: the best weights always, the last if it is due.
 

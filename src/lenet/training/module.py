@@ -20,9 +20,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lenet.classes import arguments_of, build
 from lenet.data import Block
+from lenet.data.augment import Augmentation
 from lenet.errors import DivergenceError, UserError
 from lenet.layers.geometry import is_traced
 from lenet.models import LeNet, xavier_uniform_
+from lenet.training.distillation import Distillation
 from lenet.training.step import PlainStep, Sums, checked, make_step
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -45,6 +47,9 @@ class Classifier(pl.LightningModule):
         fuse: allow compiled kernels on the CPU, where training gets blocks of batches.
         blocks: whether training gets blocks of batches.
         seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
+        augment: changes training batches (images, labels) at random, see lenet.data.augment.
+        distillation: has the network learn from trained ones as well.
+        decay: what weight decay applies to: all, or weights alone, and neither biases nor normalisations.
 
     The first four may also be descriptions as in a configuration, such as `{"_target_": "lenet.models.LeNet"}`.
 
@@ -67,6 +72,9 @@ class Classifier(pl.LightningModule):
         fuse: bool = True,
         blocks: bool = False,
         seed: int | None = None,
+        augment: Augmentation | None = None,
+        distillation: Distillation | None = None,
+        decay: str = "all",
     ) -> None:
         super().__init__()
         parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
@@ -84,7 +92,8 @@ class Classifier(pl.LightningModule):
         if init == "xavier_uniform":
             xavier_uniform_(self.net)
         self.automatic_optimization = not blocks
-        self.fuse, self.seed = fuse, seed
+        self.fuse, self.seed, self.decay = fuse, seed, decay
+        self.augment, self.distillation = augment, distillation
         self.lr: float | None = None
         self.metrics: dict[str, float] = {}
         self.best_val_acc: float | None = None
@@ -106,13 +115,21 @@ class Classifier(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.parameters())
+        optimizer = self.make_optimizer()
         for group in optimizer.param_groups if self.lr is not None else ():
             group["lr"] = self.lr
         if self.scheduler_factory is None:
             return optimizer
-        schedule = self.make_schedule(optimizer, self._steps_in_run())
+        schedule = self.make_schedule(optimizer, self.steps_in_run())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer of all parameters."""
+        if self.decay == "all":
+            return self.optimizer_factory(self.parameters())
+        weights = [parameter for parameter in self.parameters() if parameter.dim() > 1]
+        others = [parameter for parameter in self.parameters() if parameter.dim() <= 1]
+        return self.optimizer_factory([{"params": weights}, {"params": others, "weight_decay": 0.0}])  # type: ignore[list-item]
 
     def make_schedule(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """The learning-rate schedule, for a run of so many steps if it depends on that."""
@@ -121,7 +138,8 @@ class Classifier(pl.LightningModule):
         arguments = arguments_of(factory.func if isinstance(factory, partial) else factory)
         return factory(optimizer, total_steps=total_steps) if "total_steps" in (arguments or ()) else factory(optimizer)
 
-    def _steps_in_run(self) -> int:
+    def steps_in_run(self) -> int:
+        """Optimizer steps of the whole run."""
         if self.automatic_optimization:
             return int(self.trainer.estimated_stepping_batches)
         limits = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
@@ -147,13 +165,22 @@ class Classifier(pl.LightningModule):
         if isinstance(batch, Block):
             self._train_block(batch)
             return None
-        images, labels = batch
+        images, labels = self.augmented(*batch)
         logits = self(images)
-        loss: Tensor = self.loss(logits, labels)
+        loss = self.objective(logits, labels, images)
         self.running.add_batch(loss, logits, labels)
         self.images_trained += len(labels) * self.trainer.world_size
         self.metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A training batch as the network gets it."""
+        return (images, labels) if self.augment is None else self.augment(images, labels)
+
+    def objective(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """What training makes small: the mean loss of a batch, with the distillation if there is one."""
+        loss: Tensor = self.loss(logits, labels)
+        return loss if self.distillation is None else self.distillation(loss, logits, images)
 
     def _train_block(self, block: Block) -> None:
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
@@ -209,7 +236,7 @@ class Classifier(pl.LightningModule):
             raise DivergenceError(
                 f"a weight became NaN or infinite before step {self.trainer.global_step}; try a smaller optimizer.lr"
             )
-        self._publish_means("train", self.running)
+        self.publish_means("train", self.running)
         self.publish({"lr": self.metrics["lr"]})
 
     # Evaluation: always with the network's own layers
@@ -241,7 +268,7 @@ class Classifier(pl.LightningModule):
         for stage, sums in evaluated.items():
             sums.read()
             if not self.trainer.sanity_checking:
-                self._publish_means(stage, sums)
+                self.publish_means(stage, sums)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -263,7 +290,7 @@ class Classifier(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
 
-    def _publish_means(self, stage: str, sums: Sums) -> None:
+    def publish_means(self, stage: str, sums: Sums) -> None:
         """Publish the means over all images of all devices."""
         loss, correct, images = self._reduce([sums.loss, sums.correct, sums.images], "sum")
         total = Sums(loss, int(correct), int(images))

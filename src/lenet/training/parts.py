@@ -1,6 +1,7 @@
 """The parts of a run, made from its settings: data, module, trainer, callbacks, loggers."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment  # type:
 
 from lenet.classes import arguments_of, build, completed
 from lenet.config import Settings
+from lenet.data.augment import Augmentation
 from lenet.errors import UserError, did_you_mean, flat
 from lenet.processes import cores, launched
 from lenet.training import checkpoint
+from lenet.training.averaging import Averaging
+from lenet.training.distillation import Distillation
 from lenet.training.module import Classifier
 
 log = logging.getLogger(__name__)
@@ -59,10 +63,30 @@ def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifie
         fuse=settings.fuse and settings.precision == "float32",
         blocks=getattr(data, "block_steps", 1) > 1,
         seed=settings.seed,
+        augment=_augmentation_of(settings, known),
+        distillation=_distillation_of(settings),
+        decay=settings.decay,
     )
     if settings.init_from is not None and settings.resume is None:
         _take_weights(classifier, settings.init_from, settings.init_from_strict)
     return classifier
+
+
+def _augmentation_of(settings: Settings, known: dict[str, Any]) -> Augmentation | None:
+    section = settings.section("augment")
+    return build("augment", section, **known) if section else None
+
+
+def _distillation_of(settings: Settings) -> Distillation | None:
+    """From the runs that are the teachers, if there are any."""
+    section = settings.distill
+    teachers = []
+    for path in section.teachers or ():
+        try:
+            teachers.append(checkpoint.classifier_of(checkpoint.read(checkpoint.file_of(Path(path))), path))
+        except UserError as error:
+            raise UserError(f"distill.teachers={error}") from None
+    return Distillation(teachers, section.temperature, section.weight) if teachers else None
 
 
 def _take_weights(classifier: Classifier, source: str, strict: bool) -> None:
@@ -119,8 +143,9 @@ def trainer_of(settings: Settings, **arguments: Any) -> pl.Trainer:
 
 
 def callbacks_of(settings: Settings) -> list[pl.Callback]:
-    """Those that the configuration names."""
-    return [build("callbacks", section) for section in settings.section("callbacks").values()]
+    """Those that the configuration names, with what averages the weights."""
+    averaging = [build("average", settings.section("average"))] if settings.average else []
+    return averaging + [build("callbacks", section) for section in settings.section("callbacks").values()]
 
 
 def loggers_of(settings: Settings, folder: Path, next_step: int | None) -> list[Any]:
@@ -136,11 +161,14 @@ def steps_in_block(settings: Settings, callbacks: Sequence[pl.Callback]) -> int:
     reasons += [f"callbacks.{key}.every_n_train_steps" for key, section in sections if "every_n_train_steps" in section]
     for callback in callbacks:
         listens = any(getattr(type(callback), name) is not getattr(pl.Callback, name) for name in BATCHWISE_HOOKS)
-        if listens and not isinstance(callback, LearningRateMonitor | ModelCheckpoint | Timer):  # which count steps
+        if listens and not isinstance(
+            callback, Averaging | LearningRateMonitor | ModelCheckpoint | Timer
+        ):  # which count steps
             reasons.append(type(callback).__name__)
     if reasons and settings.fuse:
         log.info("%s: every batch goes through Lightning's own loop, which is slower", ", ".join(sorted(reasons)))
-    return 1 if reasons else max(2, settings.trainer.log_every_n_steps)
+    averaged = min((each.every_n_steps for each in callbacks if isinstance(each, Averaging)), default=math.inf)
+    return 1 if reasons else max(2, int(min(settings.trainer.log_every_n_steps, averaged)))
 
 
 def quiet_libraries() -> None:

@@ -82,7 +82,7 @@ def check(settings: Settings) -> None:
     if isinstance(data, ImageDataModule):
         _try_out(settings, classifier, data)
     try:
-        optimizer = classifier.optimizer_factory(classifier.parameters())
+        optimizer = classifier.make_optimizer()
         if classifier.scheduler_factory is not None:
             classifier.make_schedule(optimizer, total_steps=10)
     except (IndexError, TypeError, ValueError) as error:
@@ -91,15 +91,27 @@ def check(settings: Settings) -> None:
 
 def _try_out(settings: Settings, classifier: Classifier, data: ImageDataModule) -> None:
     """Apply the network to the smallest batch that one device will get."""
-    images = data.images("train").images
+    images, labels = data.images("train")
     smallest = max(1, (len(images) % data.batch_size or data.batch_size) // settings.device.total)
+    batch = images[:smallest, None], labels[:smallest]
     try:
-        logits = classifier.train()(images[:smallest, None])
+        augmented = classifier.augmented(*batch)
+        classifier.loss(torch.zeros(smallest, data.classes), augmented[1])
+        same = augmented[0].shape == batch[0].shape
+    except Exception as error:
+        raise UserError(f"augment: cannot be applied to a batch of training images: {flat(error)}") from error
+    if not same:
+        raise UserError(f"augment: makes images {tuple(augmented[0].shape)} of {tuple(batch[0].shape)}")
+    try:
+        logits = classifier.train()(batch[0])
     except Exception as error:  # of whatever kind: the network may be the user's
         raise UserError(
             f"model, data.batch_size={data.batch_size}: the network cannot be trained on {smallest} images of"
             f" {'×'.join(map(str, data.image_shape))}, the smallest batch: {flat(error)}"
         ) from error
+    for teacher in classifier.distillation.teachers if classifier.distillation else ():
+        if (answers := teacher(batch[0])).shape != logits.shape:
+            raise UserError(f"distill.teachers: one gives {answers.shape[1]} logits for an image, not {data.classes}")
     if logits.shape != (smallest, data.classes):
         raise UserError(f"model: gives {tuple(logits.shape[1:])} for an image, where {data.classes} logits are needed")
 

@@ -127,14 +127,15 @@ class PlainStep:
         """Take all steps of a block."""
         losses, answers, targets = [], [], []
         for batch in block.batches():
-            loss, logits = self.gradients(*batch)
+            images, labels = self.module.augmented(batch.images, batch.labels)
+            loss, logits = self.gradients(images, labels, batch.total)
             optimizer.step()
             lr = optimizer.param_groups[0]["lr"]
             if scheduler is not None:
                 scheduler.step()
             losses.append(loss)
             answers.append(logits)
-            targets.append(batch.labels)
+            targets.append(labels)
         return Taken(torch.stack(losses), right_answers(torch.cat(answers), torch.cat(targets)), float(lr))
 
     def measure(self, images: Tensor, labels: Tensor) -> Measured:
@@ -148,29 +149,31 @@ class PlainStep:
 
         Args:
             images: (N, C, H, W), this device's part of the batch; bytes 0–255 or floats in [0, 1].
-            labels: (N,) int64.
+            labels: (N,) int64, or probabilities (N, classes).
             total: images in the batch, over all devices.
 
         Returns:
             The mean loss of this device's images () and their logits (N, classes), without a graph.
         """
         self.module.zero_grad(set_to_none=True)
-        return self._backward(self.module(images), labels, total)
+        return self._backward(self.module(images), images, labels, total)
 
-    def _backward(self, logits: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        loss = self.module.loss(logits, labels) if len(labels) else logits.sum()  # 0, with gradients of 0
+    def _backward(self, logits: Tensor, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        # Without images it is 0, with gradients of 0.
+        loss = self.module.objective(logits, labels, images) if len(labels) else logits.sum()
         # Lightning averages the gradients of the devices, whose parts of a batch may differ in size.
         weight = len(labels) * self.devices / total
         share = loss if weight == 1 else loss * weight
         if self.devices > 1:
             self.module.manual_backward(share)
         else:
-            share.backward()
+            share.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 
 
 def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many () of the logits (N, classes) are largest at the label (N,)."""
+    """How many () of the logits (N, classes) are largest at the label (N,), or at the largest probability."""
+    labels = labels.argmax(dim=1) if labels.dim() > 1 else labels
     return (logits.argmax(dim=1) == labels).sum()
 
 
@@ -196,11 +199,12 @@ class FusedStep(PlainStep):
     def gradients(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
         if not self.network.accepts(images):
             return super().gradients(images, labels, total)
-        if self.network.is_whole and self.devices == 1:
+        is_plain = labels.dim() == 1 and self.module.distillation is None
+        if self.network.is_whole and self.devices == 1 and is_plain:
             loss_sum, logits = self.network.gradients(images, labels, 1 / total)
             return loss_sum / len(labels), logits
         self.module.zero_grad(set_to_none=True)
-        return self._backward(self.network(images), labels, total)
+        return self._backward(self.network(images), images, labels, total)
 
 
 class RecordedStep(PlainStep):
@@ -243,6 +247,7 @@ class RecordedStep(PlainStep):
         return Taken(torch.cat(losses), torch.cat(correct).sum(), rates[-1][0])
 
     def _take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.module.augmented(images, labels)
         loss, logits = self.gradients(images, labels, len(labels))
         return loss, right_answers(logits, labels)
 
@@ -320,7 +325,8 @@ def checked(step: PlainStep, block: Block, optimizer: Optimizer) -> PlainStep:
     Otherwise without, and a line says what differs.
     """
     devices, slower = step.module.trainer.world_size, PlainStep(step.module)
-    if isinstance(step, RecordedStep) and devices == 1:
+    is_plain = step.module.augment is None and step.module.distillation is None
+    if isinstance(step, RecordedStep) and devices == 1 and is_plain:
         slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
     if isinstance(step, FusedStep | KernelStep):
         batch = next(block.batches())

@@ -1,0 +1,58 @@
+"""What a network learns from trained ones, and what the command line says of wrong teachers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lenet import Classifier, LeNet
+from lenet.training.distillation import Distillation
+from tests.conftest import Finished, TrainCommand
+
+SMALL = ("data=synthetic", "data.train_size=1200", "data.val_size=200", "data.test_size=100", "trainer.max_epochs=1")
+IMAGES = torch.rand(8, 1, 28, 28)
+
+
+def test_the_distance_is_that_of_probabilities_at_a_temperature() -> None:
+    teachers, logits, loss = [LeNet(), LeNet()], torch.randn(8, 10, requires_grad=True), torch.tensor(1.5)
+    expected = torch.stack([(teacher(IMAGES) / 3).softmax(1) for teacher in teachers]).mean(0)
+    own = (logits / 3).softmax(1)
+    distance = 9 * (expected * (expected / own).log()).sum(1).mean()
+    found = Distillation(teachers, temperature=3, weight=0.25)(loss, logits, IMAGES)
+    torch.testing.assert_close(found, 0.75 * loss + 0.25 * distance)
+
+
+def test_who_answers_as_the_teacher_has_nothing_to_learn() -> None:
+    teacher = Classifier(LeNet(), seed=0)
+    logits = teacher(IMAGES).detach().requires_grad_()
+    loss = F.cross_entropy(logits.detach(), torch.zeros(8).long())
+    Distillation([teacher], temperature=2, weight=1)(loss, logits, IMAGES).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert float(logits.grad.norm()) < 1e-6
+
+
+def test_a_run_learns_from_another(finished_run: Finished, train_here: TrainCommand) -> None:
+    teacher = f"distill.teachers=[{finished_run.folder}]"
+    plain, taught = train_here(*SMALL), train_here(*SMALL, teacher, "distill.weight=0.9", "distill.temperature=4")
+    assert plain.metrics["train/loss"] != taught.metrics["train/loss"]
+    assert taught.metrics["parameters"] == 61_706  # the teacher's are not the run's
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["distill.teachers=[nowhere]"], ["distill.teachers", "nowhere"]),
+        (["distill.weight=2"], ["distill.weight=2"]),
+        (["distill.temperature=0"], ["distill.temperature=0"]),
+        (["augment._target_=torch.nn.Tanh"], ["augment"]),
+        (["augment=shift_flip", "augment.flip=2"], ["flip=2"]),
+        (["decay=some"], ["decay=some"]),
+    ],
+)
+def test_a_mistake_is_one_line(train_command: TrainCommand, tmp_path: Path, words: list[str], said: list[str]) -> None:
+    run = train_command(*SMALL, *words, folder=tmp_path / "run")
+    assert run.status != 0
+    assert len(run.stderr.splitlines()) == 1
+    assert all(word in run.stderr for word in said), run.stderr
+    assert not (tmp_path / "run").exists()
