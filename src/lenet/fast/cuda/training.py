@@ -48,7 +48,7 @@ class CudaTraining:
         self._steps: tuple[list[tuple[Tensor, int]], int] = ([], 0)  # see _steps_done
 
     def is_current(self) -> bool:
-        """Whether it still is the same network with the same layers, and the same optimizer but for the learning rate."""
+        """Whether network and optimizer are still the same, in all but the numbers and the learning rate."""
         try:
             return self._match() == self._matched
         except UnsuitableError:
@@ -137,7 +137,7 @@ class CudaTraining:
     def _state(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The optimizer's state, with what it does not have yet, as PyTorch would lay it out."""
         group, names = self._optimizer.param_groups[0], STATE[self._matched[1]]
-        for parameter in parameters if names else []:
+        for parameter in group["params"] if names else []:
             state = self._optimizer.state[parameter]
             if self._matched[1] == ADAM and "step" not in state:
                 on_device = group["capturable"] or group["fused"]
@@ -172,7 +172,7 @@ class CudaTraining:
         return rows
 
     def _steps_done(self, parameters: list[Tensor]) -> int:
-        """How many steps Adam has made; counted here unless somebody else made some, as reading the number would wait."""
+        """How many steps Adam has made: counted here, unless somebody else made some, as to read it is to wait."""
         if self._matched[1] != ADAM:
             return 0
         counters, (known, done) = [self._optimizer.state[each]["step"] for each in parameters], self._steps
