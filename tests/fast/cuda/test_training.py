@@ -36,7 +36,7 @@ LABELS = torch.randint(10, (16,), generator=DRAW)
 BLOCKS, LARGEST = 4, 11
 
 
-def lenet(activation: Any = nn.ReLU, pool: Any = nn.MaxPool2d) -> LeNet:
+def lenet(activation: Any = nn.ReLU, pool: Any = nn.MaxPool2d) -> Any:
     torch.manual_seed(0)
     net = LeNet(activation=activation, pool=pool)
     xavier_uniform_(net)
@@ -51,10 +51,10 @@ def steps_of(*sizes: int) -> list[Tensor]:
 class Trained:
     """A network, what trains it, and the same in double precision."""
 
-    net: LeNet
+    net: Any
     optimizer: Optimizer
     training: CudaTraining
-    exact: LeNet
+    exact: Any
     exact_optimizer: Optimizer
 
     def by_kernel(self, *steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class Trained:
         return [each.detach().numpy().tobytes() for each in tensors if each is not None]
 
 
-def by_pytorch(net: LeNet, optimizer: Optimizer, step: Tensor) -> tuple[float, int]:
+def by_pytorch(net: Any, optimizer: Optimizer, step: Tensor) -> tuple[float, int]:
     """A step, with a learning rate for its size."""
     (group,) = optimizer.param_groups
     rate, group["lr"] = group["lr"], group["lr"] / len(step)
@@ -89,7 +89,7 @@ Start = Callable[..., Trained]
 
 @pytest.fixture
 def start(library: Library) -> Start:
-    def started(net: LeNet, variant: Variant = PORTABLE, optimizer: str = "plain SGD", order: int = RISING) -> Trained:
+    def started(net: Any, variant: Variant = PORTABLE, optimizer: str = "plain SGD", order: int = RISING) -> Trained:
         exact, make = copy.deepcopy(net).double(), OPTIMIZERS[optimizer]
         ours, theirs = make(net.parameters()), make(exact.parameters())
         kernel = partial(EmulatedKernel, library(variant), variant, blocks=BLOCKS, order=order)
