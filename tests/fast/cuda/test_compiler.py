@@ -18,8 +18,6 @@ from tests.fast.cuda.conftest import Library
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
 KIND = Kind(relu=True, maximum=True, optimizer=2)
 PORTABLE, CLUSTER = Variant(1, 1, False), Variant(2, 2, True)
-RTX, A100, H100 = 99 << 10, 163 << 10, 227 << 10
-"""How much shared memory a block may have."""
 
 
 @pytest.fixture
@@ -33,26 +31,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-@pytest.mark.parametrize(
-    ("variant", "capability"),
-    [
-        (PORTABLE, (8, 6)),
-        *(
-            pytest.param(*each, marks=pytest.mark.long)
-            for each in (
-                (PORTABLE, (8, 0)),
-                (Variant(1, 2, False), (8, 0)),
-                (PORTABLE, (12, 0)),
-                (CLUSTER, (9, 0)),
-                (Variant(2, 2, False), (9, 0)),
-                (Variant(2, 1, True), (10, 0)),
-            )
-        ),
-    ],
-)
-def test_nvrtc_compiles_it(
-    variant: Variant, capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("case", [0, *(pytest.param(each, marks=pytest.mark.long) for each in range(1, 7))])
+def test_nvrtc_compiles_it(case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    portable = [(PORTABLE, (8, 6)), (PORTABLE, (8, 0)), (Variant(1, 2, False), (8, 0)), (PORTABLE, (12, 0))]
+    clusters = [(CLUSTER, (9, 0)), (Variant(2, 2, False), (9, 0)), (Variant(2, 1, True), (10, 0))]
+    variant, capability = [*portable, *clusters][case]
     monkeypatch.setattr(compiler, "CACHE", tmp_path)
     code = compile_kernel(variant, KIND, capability)
     assert code.startswith(b"\x7fELF")
@@ -114,33 +97,27 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int], int, int]
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("capability", "processors", "shared", "batch_size", "expected"),
-    [
-        ((9, 0), 132, H100, 64, (2, 1, True)),
-        ((9, 0), 132, H100, 256, (2, 2, True)),
-        ((9, 0), 132, H100, 265, (2, 2, False)),
-        ((9, 0), 133, H100, 133, (2, 2, True)),  # which has 66 pairs
-        ((8, 0), 108, A100, 64, (1, 1, False)),
-        ((8, 0), 108, A100, 256, (1, 2, False)),
-        ((8, 9), 128, RTX, 256, (1, 1, False)),
-        ((12, 0), 170, RTX, 8192, (1, 1, False)),
-    ],
-)
+GPUS = {
+    "H100": ((9, 0), 132, 227 << 10),
+    "of odd size": ((9, 0), 133, 227 << 10),
+    "A100": ((8, 0), 108, 163 << 10),
+    "RTX 4090": ((8, 9), 128, 99 << 10),
+    "RTX 5090": ((12, 0), 170, 99 << 10),
+}
+CHOICES = [("H100", 64, (2, 1, True)), ("H100", 256, (2, 2, True)), ("H100", 265, (2, 2, False))]
+CHOICES += [("of odd size", 133, (2, 2, True)), ("A100", 64, (1, 1, False)), ("A100", 256, (1, 2, False))]
+CHOICES += [("RTX 4090", 256, (1, 1, False)), ("RTX 5090", 8192, (1, 1, False))]
+
+
+@pytest.mark.parametrize(("name", "batch_size", "expected"), CHOICES)
 def test_the_variant_suits_gpu_and_batch(
-    gpu: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capability: Any,
-    processors: int,
-    shared: int,
-    batch_size: int,
-    expected: Any,
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, name: str, batch_size: int, expected: tuple[int, int, bool]
 ) -> None:
     class Loaded:
         def __init__(self, variant: Variant, *_: Any) -> None:
-            self.variant, self.blocks = variant, processors // variant.cluster * variant.cluster
+            self.variant, self.blocks = variant, GPUS[name][1] // variant.cluster * variant.cluster
 
-    gpu(capability, processors, shared)
+    gpu(*GPUS[name])
     monkeypatch.setattr(launch, "LoadedKernel", Loaded)
     assert launch.load(KIND, torch.device("cuda:0"), batch_size).variant == expected
 
@@ -181,10 +158,13 @@ def test_a_launch_is_cooperative_with_as_many_blocks_as_run_at_once(
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    gpu((9, 0), 132, H100)
+    gpu(*GPUS["H100"])
     kernel = launch.LoadedKernel(variant, KIND, torch.device("cuda:0"), (9, 0))
     kernel(launch.Arguments(steps=5))
-    assert found == [(blocks, launch.THREADS, variant.shared_bytes, 77, 2, 5)]
+    expected = [
+        (blocks, launch.THREADS, variant.shared_bytes, 77, 2, steps) for steps in (0, 5)
+    ]  # the first is a trial
+    assert found == expected
     monkeypatch.setattr(driver, "cuLaunchKernelEx", lambda *_: (driver.CUresult.CUDA_ERROR_INVALID_VALUE,))
     with pytest.raises(UnavailableError, match="CUDA_ERROR_INVALID_VALUE"):
-        kernel(launch.Arguments())
+        launch.load(KIND, torch.device("cuda:0"), 256)

@@ -175,7 +175,9 @@ def test_the_kernel_and_pytorchs_optimizers_take_turns(start: Start, name: str) 
         assert all(each.dtype == torch.float32 for each in ours.values())
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize(
+    "number", [0, 3, 4, *(pytest.param(each, marks=pytest.mark.long) for each in (1, 2, 5, 6, 7, 8, 9))]
+)
 def test_nan_stays_nan(start: Start, number: int) -> None:
     net = lenet()
     with torch.no_grad():

@@ -22,8 +22,8 @@ template <int COUNT> DEVICE void load_by_2(float (&to)[COUNT], const float *from
   }
 }
 
-/* Sigmoid is 1 / (1 + 2^(-x log2 e)). A convolution's parameters are multiplied by -log2 e once, when they are loaded, and
-not each of its outputs; so `activation` expects scaled sums. */
+/* Sigmoid is 1 / (1 + 2^(-x log2 e)). A convolution's parameters are multiplied by -log2 e once, when they are loaded,
+and not each of its outputs; so `activation` expects scaled sums. */
 constexpr float LOG2_E = 1.44269504f;
 DEVICE float scaled(float x) { return RELU ? x : -LOG2_E * x; }
 

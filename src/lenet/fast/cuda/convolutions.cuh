@@ -1,13 +1,14 @@
 /* The two convolutions with activation and pooling, forward and backward, of a block's images.
 
-A warp's multiply-add takes one of four issue slots in a clock of a multiprocessor; a number that a warp loads from shared
-memory takes about a whole clock, even if all lanes read the same. So threads compute tiles of results from numbers in their
-registers, as large as registers allow: 2.5 to 7 multiply-adds for each number loaded. */
+A warp's multiply-add takes one of four issue slots in a clock of a multiprocessor; a number that a warp loads from
+shared memory takes about a whole clock, even if all lanes read the same. So threads compute tiles of results from
+numbers in their registers, as large as registers allow: 2.5 to 7 multiply-adds for each number loaded. */
 
 #pragma once
 
-/* The first block, in tiles of 2 x 4 outputs, which are two windows, of three channels one after another: 196 tasks an image.
-Full warps take most. The last 4 or 8 tasks are divided by channels, or one warp would be busy when all others are done. */
+/* The first block, in tiles of 2 x 4 outputs, which are two windows, of three channels one after another: 196 tasks an
+image. Full warps take most. The last 4 or 8 tasks are divided by channels, or one warp would be busy when all others
+are done. */
 DEVICE void forward1(Shared &s, int tid) {
   constexpr int TASKS = 196 * IMAGES, IN_FULL_WARPS = TASKS / 32 * 32;
   int task = tid, channel = task / (TASKS / 2) * 3, end = channel + 3;
@@ -53,8 +54,8 @@ DEVICE void sums2(Shared &s, int tid) {
   EACH(k, 5) store4(to + 4 * k, sum[4 * k], sum[4 * k + 1], sum[4 * k + 2], sum[4 * k + 3]);
 }
 
-/* Its activation and pooling. The pooled values go to the block of the cluster that multiplies them, and to global memory for
-the gradient of the weights, where this block's first image is at `slot`. */
+/* Its activation and pooling. The pooled values go to the block of the cluster that multiplies them, and to global
+memory for the gradient of the weights, where this block's first image is at `slot`. */
 DEVICE void pool2(Shared &s, int tid, int rank, int slot, const Workspace &kept) {
   EACH(k, (400 * IMAGES + THREADS - 1) / THREADS) {
     const int task = tid + k * THREADS, image = task / 400, feature = task % 400, channel = feature / 25;
@@ -91,8 +92,8 @@ DEVICE void outer2(Shared &s, int tid, float &bias_gradient) {
   }
 }
 
-/* A row of the gradient of `pooled1`, for two channels, added up over the four threads that have a part of it. Each then turns
-one of the two rows of slopes of one channel into gradients of the first convolution's outputs. */
+/* A row of the gradient of `pooled1`, for two channels, added up over the four threads that have a part of it. Each
+then turns one of the two rows of slopes of one channel into gradients of the first convolution's outputs. */
 DEVICE void finish_row(float (&sum)[2][14], float *slopes, int split) {
   const unsigned quad = 15u << (threadIdx.x & 28);
   const int own = split % 2;
@@ -109,9 +110,10 @@ DEVICE void finish_row(float (&sum)[2][14], float *slopes, int split) {
   }
 }
 
-/* Back through the second convolution to the outputs of the first, in tiles of rows u and u + 10 of `pooled1`, two channels.
-Row i of a kernel reaches row u from row u - i of the outputs, and row u + 10 from row u - i + 10, of which just one is among
-the 10 rows: so all tiles are the same work. Four threads share a tile, each with a quarter of the output channels. */
+/* Back through the second convolution to the outputs of the first, in tiles of rows u and u + 10 of `pooled1`, two
+channels. Row i of a kernel reaches row u from row u - i of the outputs, and row u + 10 from row u - i + 10, of which
+just one is among the 10 rows: so all tiles are the same work. Four threads share a tile, each with a quarter of the
+output channels. */
 DEVICE void inner2(Shared &s, int tid) {
   if (tid >= 120 * IMAGES) return;
   const int split = tid % 4, image = tid / 4 % IMAGES, pair = tid / (4 * IMAGES) % 3, u = tid / (12 * IMAGES);
@@ -130,8 +132,9 @@ DEVICE void inner2(Shared &s, int tid) {
   finish_row(sum, &s.slope1[image][2 * pair][u * 56], split);
 }
 
-/* The gradient of the second convolution's weight: a task is all 25 taps of an output and an input channel; in one round of
-images, from half of the outputs, which divides the work more evenly. Tasks are numbered so that loads meet in few banks. */
+/* The gradient of the second convolution's weight: a task is all 25 taps of an output and an input channel; in one
+round of images, from half of the outputs, which divides the work more evenly. Tasks are numbered so that loads meet in
+few banks. */
 constexpr int HALVES = ONE_ROUND ? 2 : 1, TASKS2 = 96 * HALVES * IMAGES;
 DEVICE int output_channel(int task) { return task % 8 + task / 16 % 2 * 8; }
 DEVICE int input_channel(int task) { return task / 8 % 2 + task / 32 * 2; }

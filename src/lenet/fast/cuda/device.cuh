@@ -1,4 +1,5 @@
-/* Instructions that CUDA's C++ has no word for. Tests compile the kernel for a CPU, with their own versions of these. */
+/* Instructions that CUDA's C++ has no word for. Tests compile the kernel for a CPU, with their own versions of these.
+*/
 
 #pragma once
 
@@ -52,6 +53,6 @@ DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 DEVICE float power_of_2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 DEVICE float reciprocal(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
-/* The same number, of which the compiler knows nothing. What a loop computes from it then stays in the loop: taken out, it
-would occupy registers all the time, and push others into local memory. */
+/* The same number, of which the compiler knows nothing. What a loop computes from it then stays in the loop: taken out,
+it would occupy registers all the time, and push others into local memory. */
 DEVICE int opaque(int i) { asm volatile("" : "+r"(i)); return i; }

@@ -63,6 +63,7 @@ def load(kind: Kind, device: torch.device, batch_size: int) -> Kernel:
         raise UnavailableError(f"the CUDA kernel needs a GPU, and the parameters are on {device}")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     capability, available = torch.cuda.get_device_capability(device), _shared_memory(device)
+    reason = UnavailableError(f"the CUDA kernel needs more shared memory than this GPU's {available} bytes")
     for variant in VARIANTS:
         if variant.shared_bytes > available or (variant.cluster > 1 and capability < (9, 0)):
             continue  # the GPU cannot run it
@@ -70,10 +71,14 @@ def load(kind: Kind, device: torch.device, batch_size: int) -> Kernel:
             continue
         if variant == (1, 2, False) and batch_size <= processors:
             continue  # one image a block is faster
-        kernel = LoadedKernel(variant, kind, device, capability)
+        try:
+            kernel = LoadedKernel(variant, kind, device, capability)
+        except UnavailableError as error:
+            reason = error
+            continue
         if not variant.one_round or batch_size <= kernel.blocks * variant.images:  # pairs may leave processors over
             return kernel
-    raise UnavailableError(f"the CUDA kernel needs more shared memory than this GPU's {available} bytes")
+    raise reason
 
 
 def _shared_memory(device: torch.device) -> int:
@@ -99,6 +104,7 @@ class LoadedKernel:
             self.blocks = self._blocks_at_once()
         if not self.blocks:
             raise UnavailableError(f"the CUDA kernel cannot run on {torch.cuda.get_device_name(device)}")
+        self(Arguments(steps=0))  # does nothing, but would be refused as any launch
 
     def _blocks_at_once(self) -> int:
         driver, size = self._driver, self.variant.shared_bytes

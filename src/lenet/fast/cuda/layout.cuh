@@ -1,10 +1,14 @@
 /* What the kernel is given, and what lies where in the shared memory of a block.
 
 The compiler's options say what is compiled:
-CLUSTER 2: pairs of blocks divide the first linear layer's weights, and exchange values through each other's shared memory
-  (compute capability 9.0 and newer). 1: each block reads these weights from the L2 cache.
-IMAGES: how many a block trains at a time, 1 or 2. ONE_ROUND 1: no step has more than all blocks train at a time.
-RELU 1: not sigmoid. MAXIMUM 1: not average pooling. OPTIMIZER: see update.cuh. SHARED_BYTES: what a launch provides. */
+CLUSTER       2: pairs of blocks divide the first linear layer's weights, and exchange values in each other's shared
+              memory (compute capability 9.0 and newer); 1: each block reads these weights from the L2 cache
+IMAGES        how many a block trains at a time, 1 or 2
+ONE_ROUND     1: no step has more images than all blocks together train at a time
+RELU          1: ReLU; 0: sigmoid
+MAXIMUM       1: maximum pooling; 0: average pooling
+OPTIMIZER     PLAIN_SGD, MOMENTUM_SGD or ADAM
+SHARED_BYTES  how much shared memory a launch provides */
 
 #pragma once
 
@@ -47,8 +51,8 @@ struct Workspace {
 
 /* Of the images at hand. Rows are padded where a warp's loads would otherwise meet in the same banks.
 
-`slope` is the derivative of a pooled value by an output of the convolution: of activation and pooling together. On the way
-back, the pooled value's gradient times the slope takes its place: the gradient of the convolution's output. */
+`slope` is the derivative of a pooled value by an output of the convolution: of activation and pooling together. On the
+way back, the pooled value's gradient times the slope takes its place: the gradient of the convolution's output. */
 struct alignas(16) Activations {
   float slope1[IMAGES][6][788];    /* [28][28] */
   float slope2[IMAGES][1616];      /* [16][10][10]; before the activation, a third of each sum */
@@ -64,7 +68,7 @@ struct alignas(16) Activations {
     };
   };
   float weight2[16][6][28];      /* the second convolution's, scaled, for the way forward */
-  float weight2_back[16][196];   /* the same for the way back: [5 rows][3 pairs of inputs][2 inputs][5], a pair padded to 12 */
+  float weight2_back[16][196];   /* for the way back: [5 rows][3 pairs of inputs][2 inputs][5], a pair padded to 12 */
 };
 
 struct Shared : Activations {

@@ -1,10 +1,10 @@
 /* LeNet's training, any number of steps in one launch: forward, backward and update, in float32.
 
-Blocks of 512 threads, one on each multiprocessor, stay for all steps. A block takes one or two images at a time through the
-whole network and back, within shared memory. It leaves its sums of the convolutions' gradients in global memory, and of each
-image what the gradients of the linear layers' weights are made of. When all blocks are there, they share the update among
-them in tiles, and meet again. Every sum has an order that depends on the number of blocks alone: a step always gives the
-same bits.
+Blocks of 512 threads, one on each multiprocessor, stay for all steps. A block takes one or two images at a time through
+the whole network and back, within shared memory. It leaves its sums of the convolutions' gradients in global memory,
+and of each image what the gradients of the linear layers' weights are made of. When all blocks are there, they share
+the update among them in tiles, and meet again. Every sum has an order that depends on the number of blocks alone: a
+step always gives the same bits.
 
 Measured on one H200 with an earlier version (sigmoid, average pooling, plain SGD): 39.5 us a step of 256 images, where
 PyTorch's kernels in a CUDA graph take 362 us. */
@@ -46,8 +46,8 @@ struct Range {
   }
 };
 
-/* The images to come. A thread has 16 pixels of one: which one is loaded a group of images ahead of the pixels, and these
-a group ahead of their use. */
+/* The images to come. A thread has 16 pixels of one: which one is loaded a group of images ahead of the pixels, and
+these a group ahead of their use. */
 struct Reader {
   const Arguments &a;
   const int tid, rank, cluster, clusters;
@@ -86,13 +86,14 @@ struct Reader {
   }
 };
 
-/* Brings a step's parameters and first images to shared memory; `copies_done` waits for the rest of them. `places`: where a
-thread's numbers of the second convolution's weight belong in `weight2` and, 16 bits higher, in `weight2_back`. */
+/* Brings a step's parameters and first images to shared memory; `copies_done` waits for the rest of them. `places`:
+where a thread's numbers of the second convolution's weight belong in `weight2` and, 16 bits higher, in `weight2_back`.
+*/
 DEVICE void load(Shared &s, int tid, const Tensors &p, const unsigned (&places)[5], const Reader &reader) {
-  float weight2[5], other = 0, bias = 0;
+  float weight2[5], conv = 0, bias = 0;
   EACH(k, 5) if (k * THREADS + tid < 2400) weight2[k] = __ldcg(p.weight[CONV2] + k * THREADS + tid);
-  if (tid < 172)
-    other = __ldcg(tid < 150 ? p.weight[CONV1] + tid : tid < 156 ? p.bias[CONV1] + tid - 150 : p.bias[CONV2] + tid - 156);
+  if (tid < 156) conv = __ldcg(tid < 150 ? p.weight[CONV1] + tid : p.bias[CONV1] + tid - 150);
+  else if (tid < 172) conv = __ldcg(p.bias[CONV2] + tid - 156);
   if (tid < 214)
     bias = __ldcg(tid < 120 ? p.bias[FC1] + tid : tid < 204 ? p.bias[FC2] + tid - 120 : p.bias[FC3] + tid - 204);
   reader.put(s);
@@ -100,7 +101,8 @@ DEVICE void load(Shared &s, int tid, const Tensors &p, const unsigned (&places)[
     (&s.weight2[0][0][0])[places[k] % 65536] = scaled(weight2[k]);
     (&s.weight2_back[0][0])[places[k] / 65536] = weight2[k];
   }
-  if (tid < 172) *(tid < 150 ? &s.weight1[tid / 25][tid % 25] : tid < 156 ? &s.bias1[tid - 150] : &s.bias2[tid - 156]) = scaled(other);
+  if (tid < 150) s.weight1[tid / 25][tid % 25] = scaled(conv);
+  else if (tid < 172) (tid < 156 ? s.bias1[tid - 150] : s.bias2[tid - 156]) = scaled(conv);
   if (tid < 214) s.fc_bias[tid] = bias;
   if (tid < 4) s.totals[tid / 2][tid % 2] = 0;
 #if CLUSTER > 1
@@ -112,10 +114,10 @@ DEVICE void load(Shared &s, int tid, const Tensors &p, const unsigned (&places)[
   if (tid < 210) start_copy(&s.fc3[tid * 4], p.weight[FC3] + tid * 4);
 }
 
-/* This block's images of a step, forward and backward. Arrives at the counter as soon as it has left what the linear layers'
-gradients are made of, while those of the convolutions are still to be computed. */
-DEVICE void train_images(Shared &s, const Arguments &a, const Workspace &kept, const unsigned (&places)[5], Reader &reader,
-                         int count, unsigned *linear_counter) {
+/* This block's images of a step, forward and backward. Arrives at the counter as soon as it has left what the linear
+layers' gradients are made of, while those of the convolutions are still to be computed. */
+DEVICE void train_images(Shared &s, const Arguments &a, const Workspace &kept, const unsigned (&places)[5],
+                         Reader &reader, int count, unsigned *linear_counter) {
   int tid = opaque(threadIdx.x);
   const int rank = reader.rank, groups = (count + TOGETHER - 1) / TOGETHER;
   load(s, tid, a.parameters, places, reader);
@@ -160,10 +162,11 @@ DEVICE void train_images(Shared &s, const Arguments &a, const Workspace &kept, c
 }
 
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) train(const __grid_constant__ Arguments a) {
+  if (a.steps < 1) return; /* this only tries whether it can be launched */
   Shared &s = shared_memory<Shared>();
   const int tid = threadIdx.x;
   const Workspace kept(a.workspace, a.room);
-  unsigned *linear = a.arrivals, *convolutions = a.arrivals + 32, *end = a.arrivals + 64; /* each in a line of its own */
+  unsigned *linear = a.arrivals, *convolutions = a.arrivals + 32, *end = a.arrivals + 64; /* in lines of their own */
   unsigned places[5]; /* it takes many instructions to find them, so this is done once */
   EACH(k, 5) {
     const int at = k * THREADS + tid, out = at / 150, in = at / 25 % 6, tap = at % 25;

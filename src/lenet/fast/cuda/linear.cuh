@@ -4,9 +4,9 @@ Each phase is so short that waiting for memory counts most: weights from global 
 
 #pragma once
 
-/* The first layer, 400 to 120: partial sums over this block's slice of the inputs, for the blocks that own the images. In a
-cluster, tiles of four outputs for all images, from a quarter of the slice; the weights are in shared memory. Otherwise, four
-threads side by side read an output's weights from the L2 cache, in whole sectors of 32 bytes. */
+/* The first layer, 400 to 120: partial sums over this block's slice of the inputs, for the blocks that own the images.
+In a cluster, tiles of four outputs for all images, from a quarter of the slice; the weights are in shared memory.
+Otherwise, four threads side by side read an output's weights from the L2 cache, in whole sectors of 32 bytes. */
 DEVICE void forward_fc1(Shared &s, int tid, int rank, const float *weight) {
 #if CLUSTER > 1
   if (tid >= 120) return;
@@ -49,10 +49,10 @@ DEVICE void load_fc2(float4 (&w)[8], int output, int quarter, const float *weigh
   if (output >= 0 && output < 84) EACH(j, 8) if (quarter + 4 * j < 30) w[j] = __ldcg(row + 4 * j);
 }
 
-DEVICE void forward_fc2(Shared &s, int tid, int slot, int output, int image, const float4 (&w)[8], const Workspace &kept) {
+DEVICE void forward_fc2(Shared &s, int tid, int slot, int output, const float4 (&w)[8], const Workspace &kept) {
   if (output < 0 || output >= 84) return;
   const unsigned half_warp = tid % 32 < 16 ? 0xffffu : 0xffff0000u; /* of the last warp, only one has outputs */
-  const int quarter = tid % 4;
+  const int quarter = tid % 4, image = quarter;
   float sum[IMAGES] = {};
   EACH(j, 8) if (quarter + 4 * j < 30) EACH(i, IMAGES) sum[i] += dot(w[j], load4(&s.hidden1[i][4 * (quarter + 4 * j)]));
   EACH(i, IMAGES) EACH(k, 2) sum[i] += __shfl_xor_sync(half_warp, sum[i], k + 1);
@@ -74,13 +74,14 @@ DEVICE void forward_fc3(Shared &s, int tid) {
 /* Whether the largest logit is the label's; the first one of equal ones, and what is not a number is largest. */
 DEVICE bool is_right(const float (&logits)[12], int label) {
   int winner = 0;
-  EACH(k, 10) if (logits[k] > logits[winner] || (logits[k] != logits[k] && logits[winner] == logits[winner])) winner = k;
+  EACH(k, 10)
+    if (logits[k] > logits[winner] || (logits[k] != logits[k] && logits[winner] == logits[winner])) winner = k;
   return winner == label;
 }
 
-/* The cross entropy, and back through the third layer, by a thread for each of its inputs. With p = softmax(logits), the loss
-is -log p[label], and its gradient p - 1 at the label and p elsewhere, divided by the number of images. A label below 0 is no
-image, but fills up a group; one above 9 makes the loss NaN. */
+/* The cross entropy, and back through the third layer, by a thread for each of its inputs. With p = softmax(logits),
+the loss is -log p[label], and its gradient p - 1 at the label and p elsewhere, divided by the number of images. A label
+below 0 is no image, but fills up a group; one above 9 makes the loss NaN. */
 DEVICE void loss_and_back(Shared &s, int tid, int slot, int count, const Workspace &kept) {
   if (tid >= 84 * IMAGES) return;
   const int image = tid / 84, input = tid % 84, label = s.labels[image];
@@ -146,7 +147,7 @@ DEVICE void linear_layers(Shared &s, int tid, int rank, int slot, int count, con
   cluster_barrier();
   finish_fc1(s, tid, slot, kept);
   __syncthreads();
-  forward_fc2(s, tid, slot, output, quarter, fc2, kept);
+  forward_fc2(s, tid, slot, output, fc2, kept);
   EACH(j, 21) fc2_back[j] = __ldcg(p.weight[FC2] + (quarter * 21 + j) * 120 + min(tid / 4, 119));
   __syncthreads();
   forward_fc3(s, tid);

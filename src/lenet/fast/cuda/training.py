@@ -193,11 +193,11 @@ class CudaTraining:
 
     def _checked(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor; raises a ValueError if the kernel cannot read it."""
+        aligned = tensor.data_ptr() % 16 == 0 or dtype == torch.int64  # these are read one by one
         readable = is_readable(tensor, dtype, device=self._device.type) and tensor.device == self._device
-        if not (readable and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0):
-            raise ValueError(
-                f"the kernel needs contiguous {dtype} on {self._device}, not {tensor.dtype} on {tensor.device}"
-            )
+        if not (readable and aligned and tensor.is_contiguous()):
+            found = f"{tensor.dtype} on {tensor.device}"
+            raise ValueError(f"the kernel needs contiguous, aligned {dtype} on {self._device}, not {found}")
         return tensor
 
 

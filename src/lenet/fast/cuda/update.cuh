@@ -1,5 +1,5 @@
-/* The end of a step: gradients of the linear layers' weights, sums over blocks, and the optimizer's update of each parameter.
-All blocks share this work, in tiles. */
+/* The end of a step: gradients of the linear layers' weights, sums over blocks, and the optimizer's update of each
+parameter. All blocks share this work, in tiles. */
 
 #pragma once
 
@@ -7,9 +7,9 @@ All blocks share this work, in tiles. */
 #define MOMENTUM_SGD 1
 #define ADAM 2 /* AdamW, too: the coefficients make the difference */
 
-/* A step, and the optimizer's coefficients. SGD: weight decay, momentum, factors of gradient and momentum in the step, learning
-rate. Adam: weight decay, factor of the parameter for decoupled decay, 1 - beta1, beta2, 1 - beta2, step size, factor of the
-square root, epsilon; the step size and that factor have the corrections of the bias in them. */
+/* A step, and the optimizer's coefficients. SGD: weight decay, momentum, factors of gradient and momentum in the step,
+learning rate. Adam: weight decay, factor of the parameter for decoupled decay, 1 - beta1, beta2, 1 - beta2, step size,
+factor of the square root, epsilon; the step size and that factor have the corrections of the bias in them. */
 struct Step {
   int number, count; /* of images */
   bool is_last;
@@ -22,7 +22,8 @@ struct Parameter {
   bool is_bias;
   float value, first, second;
 
-  DEVICE Parameter(const Arguments &a, int layer, bool is_bias, int index) : layer(layer), index(index), is_bias(is_bias) {
+  DEVICE Parameter(const Arguments &a, int layer, bool is_bias, int index)
+      : layer(layer), index(index), is_bias(is_bias) {
     value = __ldcg(in(a.parameters));
     first = OPTIMIZER == PLAIN_SGD ? 0 : __ldcg(in(a.first));
     second = OPTIMIZER == ADAM ? __ldcg(in(a.second)) : 0;
@@ -51,9 +52,9 @@ struct Parameter {
   }
 };
 
-/* The linear layers' parameters, in tiles of 24 outputs by 32 inputs; the input behind the last one is 1, for the bias. A warp
-takes every 16th image, eight at a time, for enough loads on their way; each thread has 6 x 4 sums. Reads beyond the last
-output find other numbers of the workspace, and the results are not used. */
+/* The linear layers' parameters, in tiles of 24 outputs by 32 inputs; the input behind the last one is 1, for the bias.
+A warp takes every 16th image, eight at a time, for enough loads on their way; each thread has 6 x 4 sums. Reads beyond
+the last output find other numbers of the workspace, and the results are not used. */
 enum { FC2_TILES = 5 * 13, FC3_TILES = FC2_TILES + 4 * 4, LINEAR_TILES = FC3_TILES + 3 }; /* where each layer's begin */
 typedef float Products[WARPS][24][32];
 static_assert(sizeof(Products) <= SCRATCH_BYTES, "scratch is too small");
@@ -105,9 +106,11 @@ DEVICE void update_linear(Shared &s, int tile, const Arguments &a, const Workspa
 /* The convolutions' parameters, the loss and the right answers: 64 sums over the blocks that had images are a tile. */
 enum { SUM_TILES = (SUMS + 63) / 64 };
 
-DEVICE void update_convolutions(Shared &s, int tile, const Arguments &a, const float *partial, int blocks, const Step &step) {
+DEVICE void update_convolutions(Shared &s, int tile, const Arguments &a, const float *partial, int blocks,
+                                const Step &step) {
   const int tid = opaque(threadIdx.x), at = tile * 64 + tid % 64, first = tid / 64;
-  const bool is_first_layer = at < WEIGHT_2, is_bias = is_first_layer ? at >= BIAS_1 : at >= BIAS_2, is_sum = at >= LOSS;
+  const bool is_sum = at >= LOSS, is_first_layer = at < WEIGHT_2;
+  const bool is_bias = is_first_layer ? at >= BIAS_1 : at >= BIAS_2;
   const int begin = is_first_layer ? (is_bias ? BIAS_1 : 0) : is_bias ? BIAS_2 : WEIGHT_2;
   Parameter parameter(a, is_first_layer ? CONV1 : CONV2, is_bias, is_sum ? 0 : at - begin);
   float *parts = scratch(s), sum = 0;
