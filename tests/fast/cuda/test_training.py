@@ -154,6 +154,14 @@ def test_of_equal_maxima_the_first_has_the_gradient(start: Start) -> None:
     assert_same(start(net), *steps_of(3))
 
 
+def test_of_equal_logits_the_first_is_the_answer(start: Start) -> None:
+    net = lenet()
+    nn.init.zeros_(net.fc3.weight)
+    nn.init.zeros_(net.fc3.bias)
+    _, correct = start(net).training.train(IMAGES, torch.tensor([0, 9] * 8), torch.arange(2), [1, 1], [0.0, 0.0])
+    assert correct.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_kernel_and_pytorchs_optimizers_take_turns(start: Start, name: str) -> None:
     trained, steps = start(lenet(nn.Sigmoid, nn.AvgPool2d), optimizer=name), steps_of(3, 4, 4, 2)

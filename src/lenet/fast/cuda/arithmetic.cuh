@@ -33,8 +33,11 @@ DEVICE float activation(float scaled_sum) {
   return reciprocal(1.f + power_of_2(scaled_sum));
 }
 
-/* The derivative of an activation, from its value. */
-DEVICE float derivative(float value) { return RELU ? (value <= 0.f ? 0.f : 1.f) : (1.f - value) * value; }
+/* The derivative of an activation, from its value, times a factor. */
+DEVICE float derivative(float value, float factor = 1.f) {
+  if (RELU) return value <= 0.f ? 0.f : factor;
+  return (factor - factor * value) * value;
+}
 
 /* From a window of a convolution's scaled outputs, row by row, to its pooled activation; the derivatives of that by the
 outputs take their place. Of equal maxima, the first has all of it. */
@@ -52,6 +55,6 @@ DEVICE float pool(float &a, float &b, float &c, float &d) {
     return largest;
   }
   const float mean = 0.25f * ((a + b) + (c + d));
-  a = 0.25f * derivative(a), b = 0.25f * derivative(b), c = 0.25f * derivative(c), d = 0.25f * derivative(d);
+  a = derivative(a, 0.25f), b = derivative(b, 0.25f), c = derivative(c, 0.25f), d = derivative(d, 0.25f);
   return mean;
 }

@@ -114,7 +114,7 @@ class LoadedKernel:
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             dimension = attribute.value.clusterDim
             dimension.x, dimension.y, dimension.z = self.variant.cluster, 1, 1
-            config = self._config(self.variant.cluster, attribute)
+            config = self._config(128 * self.variant.cluster, attribute)
             clusters = _checked(driver, driver.cuOccupancyMaxActiveClusters(self._function, config))
             return int(clusters) * self.variant.cluster
         count = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self._function, THREADS, size)

@@ -79,7 +79,7 @@ DEVICE void update_linear(Shared &s, int tile, const Arguments &a, const Workspa
     EACH(j, 8) {
       const int image = first + j * WARPS;
       const bool is_real = image < step.count;
-      x[j] = {input == inputs ? 1.f : 0.f, 0.f, 0.f, 0.f};
+      x[j] = {1.f, 0.f, 0.f, 0.f}; /* for the bias; elsewhere its products are zero, or not used */
       if (is_real && input < inputs) x[j] = __ldcg(reinterpret_cast<const float4 *>(values + image * inputs));
       EACH(m, 3) d[j][m] = {0.f, 0.f};
       if (is_real) EACH(m, 3) d[j][m] = __ldcg(reinterpret_cast<const float2 *>(outer + image * stride) + m);
