@@ -1,6 +1,6 @@
 """A whole LeNet's training on a GPU: the tensors are PyTorch's own, the steps the kernel's of lenet.cu."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -55,12 +55,7 @@ class CudaTraining:
             return False
 
     def train(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        order: Tensor,
-        sizes: Sequence[int],
-        rates: Sequence[float],
+        self, images: Tensor, labels: Tensor, order: Tensor, sizes: Sequence[int], rates: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
         """Update parameters and the optimizer's state by some steps, without waiting for the device.
 
@@ -80,7 +75,7 @@ class CudaTraining:
         bad = not all(0 < size <= self._batch_size for size in sizes) or len(rates) != steps
         if bad or order.shape != (sum(sizes),) or labels.shape != images.shape[:1] or images.shape[1:] != (1, 28, 28):
             raise ValueError(
-                f"sizes: must be 1 to {self._batch_size}, with a rate each, and fit order, images and labels"
+                f"sizes must be 1 to {self._batch_size}, with a rate each, and fit order, images and labels"
             )
         losses, correct = self._empty(steps), self._empty(steps, dtype=torch.int64)
         if not steps:
@@ -128,7 +123,8 @@ class CudaTraining:
             raise UnsuitableError(f"{name} has hooks")
         options = {key: group[key] for key in HYPERPARAMETERS if key in group}
         wrong = [key for key, value in SUPPORTED.items() if options.get(key, value) != value]
-        wrong += [key for key, value in options.items() if any(isinstance(each, Tensor) for each in _flat(value))]
+        wrong += [key for key, value in options.items() if isinstance(value, Tensor)]
+        wrong += ["betas"] if any(isinstance(each, Tensor) for each in options.get("betas", ())) else []
         if wrong:
             raise UnsuitableError(f"{name}: {wrong[0]}={options[wrong[0]]} is not what the kernel has")
         algorithm = ADAM if "betas" in options else MOMENTUM_SGD if options["momentum"] else PLAIN_SGD
@@ -147,11 +143,8 @@ class CudaTraining:
                 if state.get(name) is None:
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         states = [[self._optimizer.state[each][name] for each in parameters] for name in names]
-        first, second, *_ = [
-            *states,
-            parameters,
-            parameters,
-        ]  # the kernel does not read what its algorithm does not have
+        # What an algorithm does not have, the kernel does not touch: any tensors do.
+        first, second = [*states, parameters, parameters][:2]
         return first, second
 
     def _coefficients(self, rates: Sequence[float], done: int) -> list[Sequence[float]]:
@@ -199,7 +192,3 @@ class CudaTraining:
             found = f"{tensor.dtype} on {tensor.device}"
             raise ValueError(f"the kernel needs contiguous, aligned {dtype} on {self._device}, not {found}")
         return tensor
-
-
-def _flat(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, tuple | list) else (value,)
