@@ -19,7 +19,7 @@ of vectors are checked. What it cannot show is what depends on the GPU's memory 
 using std::min;
 
 #define DEVICE inline
-#define UNROLL
+#define EACH(i, count) for (int i = 0; i < (count); ++i)
 #define UNROLL_BY(count)
 #define ROLLED
 #define __global__

@@ -8,43 +8,39 @@ DEVICE void store4(float *to, float a, float b, float c, float d) { *reinterpret
 DEVICE void store2(float *to, float a, float b) { *reinterpret_cast<float2 *>(to) = {a, b}; }
 DEVICE float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 
-/* COUNT numbers, by fours or by twos: the address must be a multiple of 16 or 8. */
-template <int COUNT>
-DEVICE void load_by_4(float (&to)[COUNT], const float *from) {
-  UNROLL for (int i = 0; i + 3 < COUNT; i += 4) {
-    const float4 four = load4(from + i);
-    to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+/* COUNT numbers, by fours or by twos: their address must be a multiple of 16 or 8. */
+template <int COUNT> DEVICE void load_by_4(float (&to)[COUNT], const float *from) {
+  EACH(i, COUNT / 4) {
+    const float4 four = load4(from + 4 * i);
+    to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+  }
+}
+template <int COUNT> DEVICE void load_by_2(float (&to)[COUNT], const float *from) {
+  EACH(i, COUNT / 2) {
+    const float2 two = load2(from + 2 * i);
+    to[2 * i] = two.x, to[2 * i + 1] = two.y;
   }
 }
 
-template <int COUNT>
-DEVICE void load_by_2(float (&to)[COUNT], const float *from) {
-  UNROLL for (int i = 0; i + 1 < COUNT; i += 2) {
-    const float2 two = load2(from + i);
-    to[i] = two.x, to[i + 1] = two.y;
-  }
-}
-
+/* Sigmoid is 1 / (1 + 2^(-x log2 e)). A convolution's parameters are multiplied by -log2 e once, when they are loaded,
+and not each of its outputs; so `activation` expects scaled sums. */
 constexpr float LOG2_E = 1.44269504f;
+DEVICE float scaled(float x) { return RELU ? x : -LOG2_E * x; }
 
-/* Sigmoid is 1 / (1 + 2^(-x log2 e)). The convolutions' weights and biases are multiplied by -log2 e when they are loaded,
-which saves that product for each output; `activation` expects it done. */
-DEVICE float scaled(float weight) { return RELU ? weight : -LOG2_E * weight; }
-
-/* Not a number stays not a number, as in PyTorch: hence the order of comparisons here and below. */
+/* Here and below, comparisons are such that what is not a number stays so, as in PyTorch. */
 DEVICE float activation(float scaled_sum) {
   if (RELU) return scaled_sum <= 0.f ? 0.f : scaled_sum;
   return reciprocal(1.f + power_of_2(scaled_sum));
 }
 
-/* The derivative of an activation, from its value. */
-DEVICE float derivative(float value) {
-  if (RELU) return value <= 0.f ? 0.f : 1.f;
-  return (1.f - value) * value;
+/* The derivative of an activation, from its value, times a factor. */
+DEVICE float derivative(float value, float factor = 1.f) {
+  if (RELU) return value <= 0.f ? 0.f : factor;
+  return (factor - factor * value) * value;
 }
 
-/* A window of a convolution's scaled outputs, row by row: returns the pooled activation, and leaves its derivative by each
-output in their place. Of equal maxima, the first has all of it. */
+/* From a window of a convolution's scaled outputs, row by row, to its pooled activation; the derivatives of that by the
+outputs take their place. Of equal maxima, the first has all of it. */
 DEVICE float pool(float &a, float &b, float &c, float &d) {
   a = activation(a), b = activation(b), c = activation(c), d = activation(d);
   if (MAXIMUM) {
@@ -59,6 +55,6 @@ DEVICE float pool(float &a, float &b, float &c, float &d) {
     return largest;
   }
   const float mean = 0.25f * ((a + b) + (c + d));
-  a = 0.25f * derivative(a), b = 0.25f * derivative(b), c = 0.25f * derivative(c), d = 0.25f * derivative(d);
+  a = derivative(a, 0.25f), b = derivative(b, 0.25f), c = derivative(c, 0.25f), d = derivative(d, 0.25f);
   return mean;
 }

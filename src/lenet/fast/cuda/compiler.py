@@ -1,6 +1,6 @@
 """Compiles lenet.cu for a GPU, by NVRTC through cuda.bindings, both of which PyTorch brings along on Linux.
 
-It takes a few seconds, without a GPU, too. The machine code is kept in `__pycache__`; its name is a hash of the sources, the
+It takes a few seconds, and no GPU. The machine code is kept in `__pycache__`; its name is a hash of the sources, the
 options, the architecture and NVRTC's version, so that a change of any of them compiles it anew.
 """
 

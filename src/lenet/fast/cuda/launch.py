@@ -14,6 +14,8 @@ from lenet.fast.cuda.compiler import Kind, Variant, compile_kernel
 from lenet.fast.kernels.compiler import UnavailableError
 
 THREADS, PARAMETERS, KEPT, PARTIAL = 512, 10, 820, 2576  # as in layout.cuh
+VARIANTS = [Variant(*each) for each in ((2, 1, True), (2, 2, True), (2, 2, False), (1, 2, False), (1, 1, False))]
+"""The fastest first, as far as they suit a GPU and a batch."""
 POINTERS = ("images", "labels", "order", "starts", "coefficients")
 TENSORS = ("parameters", "gradients", "first", "second")
 RESULTS = ("workspace", "losses", "correct", "arrivals")
@@ -56,23 +58,27 @@ def arguments(tensors: dict[str, Tensor | Sequence[Tensor]], steps: int, room: i
 
 
 def load(kind: Kind, device: torch.device, batch_size: int) -> Kernel:
-    """The kernel for a GPU, in the fastest variant for batches of this size."""
+    """The kernel for a GPU, in the first variant that it can run and that suits batches of this size."""
     if device.type != "cuda":
         raise UnavailableError(f"the CUDA kernel needs a GPU, and the parameters are on {device}")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     capability, available = torch.cuda.get_device_capability(device), _shared_memory(device)
-    images = 1 if batch_size <= processors else 2
-    fits = [Variant(cluster, each, False) for cluster in (2, 1) for each in (images, 2, 1)]
-    fits = [each for each in fits if each.shared_bytes <= available and (each.cluster == 1 or capability >= (9, 0))]
-    if not fits:
-        raise UnavailableError(f"the CUDA kernel needs more shared memory than this GPU's {available} bytes")
-    best = fits[0]
-    if best.cluster > 1 and batch_size <= processors * best.images:
-        kernel = LoadedKernel(best._replace(one_round=True), kind, device, capability)
-        if batch_size <= kernel.blocks * best.images:  # not all multiprocessors may be able to run a cluster
+    reason = UnavailableError(f"the CUDA kernel needs more shared memory than this GPU's {available} bytes")
+    for variant in VARIANTS:
+        if variant.shared_bytes > available or (variant.cluster > 1 and capability < (9, 0)):
+            continue  # the GPU cannot run it
+        if variant.one_round and batch_size > processors * variant.images:
+            continue
+        if variant == (1, 2, False) and batch_size <= processors:
+            continue  # one image a block is faster
+        try:
+            kernel = LoadedKernel(variant, kind, device, capability)
+        except UnavailableError as error:
+            reason = error
+            continue
+        if not variant.one_round or batch_size <= kernel.blocks * variant.images:  # pairs may leave processors over
             return kernel
-        best = best._replace(images=2)
-    return LoadedKernel(best, kind, device, capability)
+    raise reason
 
 
 def _shared_memory(device: torch.device) -> int:
@@ -98,16 +104,17 @@ class LoadedKernel:
             self.blocks = self._blocks_at_once()
         if not self.blocks:
             raise UnavailableError(f"the CUDA kernel cannot run on {torch.cuda.get_device_name(device)}")
+        self(Arguments(steps=0))  # does nothing, but would be refused as any launch
 
     def _blocks_at_once(self) -> int:
         driver, size = self._driver, self.variant.shared_bytes
         if self.variant.cluster > 1:
-            # Clusters never span the groups of multiprocessors that a GPU consists of: only the driver knows how many fit.
+            # A cluster runs within one of the groups that multiprocessors are in; the driver knows how many fit.
             attribute = driver.CUlaunchAttribute()
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             dimension = attribute.value.clusterDim
             dimension.x, dimension.y, dimension.z = self.variant.cluster, 1, 1
-            config = self._config(self.variant.cluster, attribute)
+            config = self._config(128 * self.variant.cluster, attribute)
             clusters = _checked(driver, driver.cuOccupancyMaxActiveClusters(self._function, config))
             return int(clusters) * self.variant.cluster
         count = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self._function, THREADS, size)

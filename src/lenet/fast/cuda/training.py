@@ -1,6 +1,6 @@
 """A whole LeNet's training on a GPU: the tensors are PyTorch's own, the steps the kernel's of lenet.cu."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -48,19 +48,14 @@ class CudaTraining:
         self._steps: tuple[list[tuple[Tensor, int]], int] = ([], 0)  # see _steps_done
 
     def is_current(self) -> bool:
-        """Whether it still is the same network with the same layers, and the same optimizer but for the learning rate."""
+        """Whether network and optimizer are still the same, in all but the numbers and the learning rate."""
         try:
             return self._match() == self._matched
         except UnsuitableError:
             return False
 
     def train(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        order: Tensor,
-        sizes: Sequence[int],
-        rates: Sequence[float],
+        self, images: Tensor, labels: Tensor, order: Tensor, sizes: Sequence[int], rates: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
         """Update parameters and the optimizer's state by some steps, without waiting for the device.
 
@@ -80,7 +75,7 @@ class CudaTraining:
         bad = not all(0 < size <= self._batch_size for size in sizes) or len(rates) != steps
         if bad or order.shape != (sum(sizes),) or labels.shape != images.shape[:1] or images.shape[1:] != (1, 28, 28):
             raise ValueError(
-                f"sizes: must be 1 to {self._batch_size}, with a rate each, and fit order, images and labels"
+                f"sizes must be 1 to {self._batch_size}, with a rate each, and fit order, images and labels"
             )
         losses, correct = self._empty(steps), self._empty(steps, dtype=torch.int64)
         if not steps:
@@ -128,7 +123,8 @@ class CudaTraining:
             raise UnsuitableError(f"{name} has hooks")
         options = {key: group[key] for key in HYPERPARAMETERS if key in group}
         wrong = [key for key, value in SUPPORTED.items() if options.get(key, value) != value]
-        wrong += [key for key, value in options.items() if any(isinstance(each, Tensor) for each in _flat(value))]
+        wrong += [key for key, value in options.items() if isinstance(value, Tensor)]
+        wrong += ["betas"] if any(isinstance(each, Tensor) for each in options.get("betas", ())) else []
         if wrong:
             raise UnsuitableError(f"{name}: {wrong[0]}={options[wrong[0]]} is not what the kernel has")
         algorithm = ADAM if "betas" in options else MOMENTUM_SGD if options["momentum"] else PLAIN_SGD
@@ -137,7 +133,7 @@ class CudaTraining:
     def _state(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The optimizer's state, with what it does not have yet, as PyTorch would lay it out."""
         group, names = self._optimizer.param_groups[0], STATE[self._matched[1]]
-        for parameter in parameters if names else []:
+        for parameter in group["params"] if names else []:
             state = self._optimizer.state[parameter]
             if self._matched[1] == ADAM and "step" not in state:
                 on_device = group["capturable"] or group["fused"]
@@ -147,11 +143,8 @@ class CudaTraining:
                 if state.get(name) is None:
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         states = [[self._optimizer.state[each][name] for each in parameters] for name in names]
-        first, second, *_ = [
-            *states,
-            parameters,
-            parameters,
-        ]  # the kernel does not read what its algorithm does not have
+        # What an algorithm does not have, the kernel does not touch: any tensors do.
+        first, second = [*states, parameters, parameters][:2]
         return first, second
 
     def _coefficients(self, rates: Sequence[float], done: int) -> list[Sequence[float]]:
@@ -172,7 +165,7 @@ class CudaTraining:
         return rows
 
     def _steps_done(self, parameters: list[Tensor]) -> int:
-        """How many steps Adam has made; counted here unless somebody else made some, as reading the number would wait."""
+        """How many steps Adam has made: counted here, unless somebody else made some, as to read it is to wait."""
         if self._matched[1] != ADAM:
             return 0
         counters, (known, done) = [self._optimizer.state[each]["step"] for each in parameters], self._steps
@@ -193,13 +186,9 @@ class CudaTraining:
 
     def _checked(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor; raises a ValueError if the kernel cannot read it."""
+        aligned = tensor.data_ptr() % 16 == 0 or dtype == torch.int64  # these are read one by one
         readable = is_readable(tensor, dtype, device=self._device.type) and tensor.device == self._device
-        if not (readable and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0):
-            raise ValueError(
-                f"the kernel needs contiguous {dtype} on {self._device}, not {tensor.dtype} on {tensor.device}"
-            )
+        if not (readable and aligned and tensor.is_contiguous()):
+            found = f"{tensor.dtype} on {tensor.device}"
+            raise ValueError(f"the kernel needs contiguous, aligned {dtype} on {self._device}, not {found}")
         return tensor
-
-
-def _flat(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, tuple | list) else (value,)
