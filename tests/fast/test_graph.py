@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lenet import LeNet
 from lenet.data import Block, Images
 from lenet.fast import graph
-from lenet.training.module import Classifier
 from lenet.training.step import PlainStep, RecordedStep
+from tests.training.small import Alone
 
 generator = torch.Generator().manual_seed(0)
 DATA = Images(
@@ -36,15 +36,6 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
     monkeypatch.setattr(graph, "record", record)
     return steps
-
-
-class Alone(Classifier):
-    """A classifier outside of a trainer, with its optimizer."""
-
-    optimizer: Optimizer
-
-    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        return self.optimizer
 
 
 def blocks() -> list[Block]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lenet.models import LeNet
@@ -37,6 +38,15 @@ class Noise(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.loader(24)
+
+
+class Alone(Classifier):
+    """A classifier outside of a trainer, with its optimizer."""
+
+    optimizer: Optimizer
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return self.optimizer
 
 
 def trainer(**arguments: Any) -> pl.Trainer:
