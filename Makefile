@@ -1,5 +1,6 @@
 # make train   sets up everything and trains LeNet; make train ARGS="optimizer.lr=0.5" passes overrides
 # make test    sets up the same and runs the quick tests, make test-all all of them; make lint checks style and types
+# make gpu     checks and measures what is special on a GPU, in a few minutes
 # make data    obtains and verifies Fashion-MNIST; make clean removes the environment, not the data or the runs
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ ENVIRONMENT := .venv/installed
 # The last of the four files to be put in its place.
 DATA := data/FashionMNIST/raw/t10k-labels-idx1-ubyte
 
-.PHONY: train test test-all lint data clean
+.PHONY: train test test-all gpu lint data clean
 
 # Where the user names other data, the run itself sees to it.
 train: $(ENVIRONMENT) $(if $(findstring data=synthetic,$(ARGS))$(findstring data.root=,$(ARGS)),,$(DATA))
@@ -25,6 +26,10 @@ test: $(ENVIRONMENT) $(DATA)
 
 test-all: $(ENVIRONMENT) $(DATA)
 	$(PYTEST)
+
+gpu: $(ENVIRONMENT) $(DATA)
+	$(VENV) -m pytest tests/test_gpu.py -rP
+	$(VENV) scripts/benchmark.py train --device gpu --rounds 5 --epochs 20 --batch-size 256 8192
 
 lint: $(ENVIRONMENT)
 	$(VENV) -m ruff check .

@@ -44,7 +44,7 @@ class Classifier(pl.LightningModule):
             takes that, the number of steps in the run (total_steps).
         loss: from logits and labels to the mean loss of a batch; cross entropy by default.
         init: xavier_uniform draws the weights anew; none keeps those that the network has.
-        fuse: allow compiled kernels on the CPU, where training gets blocks of batches.
+        fuse: allow compiled kernels, and on a GPU CUDA graphs, where training gets blocks of batches.
         blocks: whether training gets blocks of batches.
         seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
         augment: changes training batches (images, labels) at random, see lenet.data.augment.
