@@ -81,3 +81,9 @@ def test_some_of_its_layers_are_a_network_too() -> None:
     assert net[:3](images).shape == (2, 6, 14, 14)
     assert torch.equal(net[3:](net[:3](images)), net(images))
     assert net[-1] is net.fc3
+
+
+def test_an_activation_right_after_the_convolutions_stands_beside_that_after_the_normalisation() -> None:
+    net = LeNet(norm=nn.BatchNorm2d, activation=nn.SiLU, conv_activation=nn.ReLU)
+    assert [type(layer) for layer in list(net)[:5]] == [nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.BatchNorm2d, nn.SiLU]
+    assert [type(layer) for layer in list(LeNet(conv_activation=nn.ReLU))[1:12:4]] == [nn.ReLU, nn.AvgPool2d, nn.Linear]

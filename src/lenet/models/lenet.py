@@ -26,6 +26,7 @@ class LeNet(nn.Sequential):
         kernel_size: of both convolutions. The first one pads the image so that an odd kernel keeps its size.
         hidden: outputs of the linear layers before the last.
         activation: makes an activation, called without arguments.
+        conv_activation: the same right after a convolution; None is `activation`, or nothing if there is a `norm`.
         pool: makes a pooling layer, called as `pool(kernel_size=2)`.
         norm: makes a normalisation, called as `norm(channels)`, between pooling and activation. None leaves it out.
         hidden_norm: the same for the linear layers.
@@ -49,11 +50,13 @@ class LeNet(nn.Sequential):
         in_channels: int = 1,
         classes: int = 10,
         conv: ModuleFactory = nn.Conv2d,
+        conv_activation: ModuleFactory | None = None,
     ) -> None:
         super().__init__()
         self.description = _described(
             channels=list(channels), kernel_size=kernel_size, hidden=list(hidden), activation=activation, pool=pool,
             norm=norm, hidden_norm=hidden_norm, dropout=dropout, in_channels=in_channels, classes=classes, conv=conv,
+            conv_activation=conv_activation,
         )  # fmt: skip
         self.in_channels = in_channels
         first, second = channels
@@ -65,7 +68,9 @@ class LeNet(nn.Sequential):
 
         def activate_and_pool(number: int, outputs: int) -> None:
             if norm is None:
-                self.add_module(f"act{number}", activation())
+                self.add_module(f"act{number}", (conv_activation or activation)())
+            elif conv_activation is not None:
+                self.add_module(f"conv_act{number}", conv_activation())
             self.add_module(f"pool{number}", pool(kernel_size=2))
             if norm is not None:
                 self.add_module(f"norm{number}", norm(outputs))
