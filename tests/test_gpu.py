@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from tests.commands import Commands, wait_for
+from tests.commands import PROJECT, Commands, wait_for
 from tests.conftest import TrainCommand
 from tests.stress.sameness import differences
 
@@ -46,3 +48,9 @@ def test_a_deterministic_run_that_was_ended_goes_on_to_the_same_numbers(
     assert command.wait() == 143
     assert commands.run("train.py", f"resume={ended}").returncode == 0
     assert differences(whole.folder, ended) == []
+
+
+def test_the_cuda_kernel_trains_as_pytorch_does() -> None:
+    command = [sys.executable, "-m", "tests.fast.cuda.on_gpu"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
