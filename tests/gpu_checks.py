@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lenet import LeNet, Synthetic
 from lenet.data import Block, Images
 from lenet.data.augment import Augment
-from lenet.fast.cuda import CudaTraining
+from lenet.fast.cuda import CudaTraining, launch
 from lenet.layers.modules import AvgPool2d, Conv2d
 from lenet.models import xavier_uniform_
 from lenet.training.module import Classifier
@@ -28,6 +28,7 @@ from lenet.training.step import KernelStep, PlainStep, RecordedStep
 from tests.training.small import Alone, fit
 
 DEVICE = torch.device("cuda")
+SIZES = (1, 64, 128, 250, 256, 301, 1003, 8192)
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": partial(SGD, lr=0.5, fused=True),
     "momentum": partial(SGD, lr=0.125, momentum=0.9, weight_decay=2**-10, fused=True),
@@ -35,8 +36,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "AdamW": partial(AdamW, lr=2**-10, weight_decay=0.125, fused=True),
 }
 KERNELS: dict[str, Callable[[], nn.Module]] = {
-    "sigmoid, average": LeNet,
-    "ReLU, maximum": partial(LeNet, activation=nn.ReLU, pool=nn.MaxPool2d),
+    f"{activation.__name__}, {pool.__name__}": partial(LeNet, activation=activation, pool=pool)
+    for activation in (nn.Sigmoid, nn.ReLU)
+    for pool in (nn.AvgPool2d, nn.MaxPool2d)
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "normalised, dropout": partial(LeNet, norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d, dropout=0.2),
@@ -62,17 +64,17 @@ def weights(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().double().flatten() for parameter in module.parameters()])
 
 
-def gradients() -> dict[str, float]:
+def gradients(sizes: Sequence[int] = SIZES, load: launch.Loader = launch.load) -> dict[str, float]:
     """The largest distance of a parameter's gradient from float64, as a share of its norm, by network and batch."""
     found, (images, labels) = {}, data()
     for name, make in KERNELS.items():
-        for size in (1, 64, 128, 250, 256, 301, 1003, 8192):
+        for size in sizes:
             torch.manual_seed(size)
             net = make().to(DEVICE)
             xavier_uniform_(net)
             exact = copy.deepcopy(net).double()
             order = torch.randperm(len(labels))[:size].to(DEVICE)
-            training = CudaTraining(net, SGD(net.parameters(), lr=0.5, fused=True), size)
+            training = CudaTraining(net, SGD(net.parameters(), lr=0.5, fused=True), size, load)
             loss, correct = training.train(images, labels, order, [size], [0.0])
             logits = exact(images[order].double() / 255)
             its_loss = F.cross_entropy(logits, labels[order])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from tests.commands import Commands, wait_for
+from tests.commands import PROJECT, Commands, wait_for
 from tests.conftest import TrainCommand
 from tests.stress.sameness import differences
 
@@ -57,7 +57,7 @@ def test_a_deterministic_run_that_was_ended_goes_on_to_the_same_numbers(
 def found(name: str) -> Any:
     """What a check of tests/gpu_checks.py has found."""
     command = [sys.executable, "-m", "tests.gpu_checks", name]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=300)
     assert run.returncode == 0, run.stderr
     print(run.stdout)  # pytest -rP shows the figures
     return json.loads(run.stdout.splitlines()[-1])

@@ -1,8 +1,9 @@
 /* Runs the CUDA kernel on the CPU: one fiber a thread, switched at barriers, shuffles and polls only.
 
-It shows wrong indices, missing barriers, and sums whose order is not fixed: threads can be run in several orders, which
-must all give the same bits; shared memory starts as NaN; asynchronous copies arrive only when they are waited for; addresses
-of vectors are checked. What it cannot show is what depends on the GPU's memory model, or on its approximate instructions. */
+It shows wrong indices, missing barriers, and sums whose order is not fixed: threads can be run in several orders,
+which must all give the same bits; shared memory starts as NaN; asynchronous copies arrive only when they are waited
+for; addresses of vectors are checked. What it cannot show is what depends on the GPU's memory model, or on its
+approximate instructions. */
 
 #include <math.h>
 #include <stdint.h>
@@ -89,7 +90,7 @@ static int cluster_rank() { return me->block->id % blocks_of_a_cluster; }
 
 static float __shfl_xor_sync(unsigned mask, float value, int distance) {
   Fiber &other = me->block->fibers[me->tid ^ distance];
-  if (!(mask >> (me->tid % 32) & mask >> (other.tid % 32) & 1)) puts("a shuffle with a thread outside its mask"), abort();
+  if (!(mask >> me->tid % 32 & mask >> other.tid % 32 & 1)) puts("a shuffle with a thread outside its mask"), abort();
   const long turn = me->sent++;
   me->ring[turn % 64] = value;
   if (other.sent <= turn) pause_until(&other.sent, turn + 1);
@@ -162,7 +163,8 @@ static bool run(int blocks, int cluster, int threads, size_t shared_bytes, int o
   for (size_t left = count, idle = 0; left; ++idle) {
     if (idle > 2) return false; /* all that are left wait for each other */
     if (order == 2)
-      for (size_t i = count - 1; i > 0; --i) std::swap(turns[i], turns[(random = random * 1664525 + 1013904223) % (i + 1)]);
+      for (size_t i = count - 1; i > 0; --i)
+        std::swap(turns[i], turns[(random = random * 1664525 + 1013904223) % (i + 1)]);
     for (int turn : turns) {
       Fiber &fiber = fibers[turn];
       if (fiber.done || (fiber.watched && *fiber.watched < fiber.until)) continue;

@@ -16,6 +16,7 @@ from lenet.fast import UnsuitableError
 from lenet.fast.cuda import CudaTraining
 from lenet.fast.cuda.compiler import Variant
 from lenet.models import LeNet, xavier_uniform_
+from tests import gpu_checks
 from tests.fast.cuda.conftest import FALLING, RISING, SHUFFLED, EmulatedKernel, Library
 
 PORTABLE, CLUSTER = Variant(1, 1, False), Variant(2, 2, True)
@@ -90,20 +91,22 @@ Start = Callable[..., Trained]
 
 @pytest.fixture
 def start(library: Library) -> Start:
-    def started(net: Any, variant: Variant = PORTABLE, optimizer: str = "plain SGD", order: int = RISING) -> Trained:
+    def started(
+        net: Any, variant: Variant = PORTABLE, optimizer: str = "plain SGD", order: int = RISING, blocks: int = BLOCKS
+    ) -> Trained:
         exact, make = copy.deepcopy(net).double(), OPTIMIZERS[optimizer]
         ours, theirs = make(net.parameters()), make(exact.parameters())
-        kernel = partial(EmulatedKernel, library(variant), variant, blocks=BLOCKS, order=order)
-        training = CudaTraining(net, ours, most(variant), lambda kind, *_: kernel(kind=kind))
+        kernel = partial(EmulatedKernel, library(variant), variant, blocks=blocks, order=order)
+        training = CudaTraining(net, ours, most(variant, blocks), lambda kind, *_: kernel(kind=kind))
         training._workspace.fill_(torch.nan)  # nothing may be used before it is written
         return Trained(net, ours, training, exact, theirs)
 
     return started
 
 
-def most(variant: Variant) -> int:
-    """Images of the largest step."""
-    return min(LARGEST, BLOCKS * variant.images) if variant.one_round else LARGEST
+def most(variant: Variant, blocks: int = BLOCKS) -> int:
+    """Images of the largest step: more than one round of all blocks, if the variant can do that."""
+    return blocks * variant.images if variant.one_round else LARGEST
 
 
 def assert_close(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float = 1e-5) -> None:
@@ -131,6 +134,20 @@ def test_loss_and_gradients_are_pytorchs(start: Start, variant: Variant, activat
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batches_of_any_size(start: Start, variant: Variant) -> None:
     assert_same(start(lenet(nn.Sigmoid), variant), *steps_of(1, most(variant)))
+
+
+@pytest.mark.long
+def test_a_grid_of_a_whole_gpu(start: Start) -> None:
+    assert_same(start(lenet(nn.Sigmoid, nn.AvgPool2d), CLUSTER, blocks=132), *steps_of(256))
+
+
+@pytest.mark.long
+def test_the_check_for_gpus_passes_here(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "DEVICE", torch.device("cpu"))
+    kernel = partial(EmulatedKernel, library(PORTABLE), PORTABLE, blocks=BLOCKS)
+    distances = gpu_checks.gradients((3,), lambda kind, *_: kernel(kind=kind))
+    assert len(distances) == 4
+    assert max(distances.values()) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -86,9 +86,8 @@ struct Reader {
   }
 };
 
-/* Brings a step's parameters and first images to shared memory; `copies_done` waits for the rest of them. `places`:
-where a thread's numbers of the second convolution's weight belong in `weight2` and, 16 bits higher, in `weight2_back`.
-*/
+/* Brings a step's parameters and first images to shared memory; `copies_done` waits for the rest. `places`: where a
+thread's part of the second convolution's weight belongs in `weight2` and, 16 bits higher, in `weight2_back`. */
 DEVICE void load(Shared &s, int tid, const Tensors &p, const unsigned (&places)[5], const Reader &reader) {
   float weight2[5], conv = 0, bias = 0;
   EACH(k, 5) if (k * THREADS + tid < 2400) weight2[k] = __ldcg(p.weight[CONV2] + k * THREADS + tid);
