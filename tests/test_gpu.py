@@ -23,7 +23,7 @@ SMALL = ("data=synthetic", "trainer.max_epochs=20", "checkpoint.every_seconds=0"
 VARIANTS = {
     "published": (),
     "momentum": ("model=lenet_relu", "optimizer.momentum=0.9"),
-    "augmented": ("augment=strong", "average=ema"),
+    "augmented": ("augment=mixup", "average=ema"),
     "normalised": ("model=lenet_norm", "optimizer=adamw", "scheduler=onecycle"),
     "half precision": ("precision=bf16",),
     "dropout": ("model.dropout=0.2", "model=lenet_relu"),

@@ -72,7 +72,7 @@ def test_both_networks_are_validated_and_saved_and_training_continues_from_the_r
         "model=lenet_norm",
         "average=ema",
         "average.every_n_steps=2",
-        "augment=strong",
+        "augment=mixup",
         "model.dropout=0.1",
     )
     whole = train_here(*words, "trainer.max_epochs=4")
