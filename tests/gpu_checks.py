@@ -4,6 +4,7 @@ Where a process has set up a GPU, its forks cannot use one any more; so pytest d
 """
 
 import copy
+import gc
 import json
 import logging
 import sys
@@ -27,6 +28,7 @@ from lenet.training.module import Classifier
 from lenet.training.step import KernelStep, PlainStep, RecordedStep
 from tests.training.small import Alone, fit
 
+torch.backends.cudnn.allow_tf32 = False  # as in a run
 DEVICE = torch.device("cuda")
 SIZES = (1, 64, 128, 250, 256, 301, 1003, 8192)
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -64,29 +66,35 @@ def weights(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().double().flatten() for parameter in module.parameters()])
 
 
-def gradients(sizes: Sequence[int] = SIZES, load: launch.Loader = launch.load) -> dict[str, float]:
-    """The largest distance of a parameter's gradient from float64, as a share of its norm, by network and batch."""
+def gradients(sizes: Sequence[int] = SIZES, load: launch.Loader = launch.load) -> dict[str, tuple[float, float]]:
+    """The largest distance of a parameter's gradient from float64, as a share of its norm: the kernel's, PyTorch's.
+
+    Where a value is close to zero before a ReLU, or two are close in a maximum, rounding decides which way it goes.
+    """
     found, (images, labels) = {}, data()
     for name, make in KERNELS.items():
         for size in sizes:
             torch.manual_seed(size)
             net = make().to(DEVICE)
             xavier_uniform_(net)
-            exact = copy.deepcopy(net).double()
+            exact, plain = copy.deepcopy(net).double(), copy.deepcopy(net)
             order = torch.randperm(len(labels))[:size].to(DEVICE)
             training = CudaTraining(net, SGD(net.parameters(), lr=0.5, fused=True), size, load)
             loss, correct = training.train(images, labels, order, [size], [0.0])
             logits = exact(images[order].double() / 255)
             its_loss = F.cross_entropy(logits, labels[order])
             its_loss.backward()  # type: ignore[no-untyped-call]
-            distances = [float(abs(loss[0].double() / its_loss - 1))]
-            for mine, its in zip(net.parameters(), exact.parameters(), strict=True):
-                assert mine.grad is not None
-                assert its.grad is not None
-                distances.append(float((mine.grad.double() - its.grad).norm() / its.grad.norm()))
-            assert int(correct) == int((logits.argmax(1) == labels[order]).sum())
-            found[f"{name}, {size}"] = max(distances)
+            F.cross_entropy(plain(images[order].float() / 255), labels[order]).backward()  # type: ignore[no-untyped-call]
+            assert abs(float(loss[0].double() / its_loss) - 1) < 1e-5
+            assert abs(int(correct) - int((logits.argmax(1) == labels[order]).sum())) <= size / 1000
+            found[f"{name}, {size}"] = distance(net, exact), distance(plain, exact)
     return found
+
+
+def distance(net: nn.Module, exact: nn.Module) -> float:
+    """The largest of a gradient from the exact one, as a share of its norm."""
+    pairs = [(mine.grad, its.grad) for mine, its in zip(net.parameters(), exact.parameters(), strict=True)]
+    return max(float((mine.double() - its).norm() / its.norm()) for mine, its in pairs if mine is not None)  # type: ignore[operator, union-attr]
 
 
 def steps() -> dict[str, dict[str, float]]:
@@ -154,8 +162,8 @@ def refused() -> dict[str, Any]:
     losses = []
     for fuse in (True, False):
         module = Classifier(Waits(dropout=0.2), partial(SGD, lr=0.5, fused=True), blocks=True, fuse=fuse, seed=0)
-        small = Synthetic(train_size=700, test_size=50, val_size=60, batch_size=64, block_steps=5)
-        fit([], data=small, module=module, accelerator="gpu", devices=1, max_epochs=3)
+        small = Synthetic(train_size=700, test_size=50, val_size=50, batch_size=64, block_steps=5)
+        fit([], data=small, module=module, accelerator="gpu", devices=1, max_epochs=5)
         losses.append(module.metrics["train/loss"])
     return {"lines": lines, "losses": losses}
 
@@ -165,6 +173,8 @@ def costs() -> dict[str, dict[str, float]]:
     found, images = {}, data()
     block = Block(images, torch.arange(50 * 256).to(DEVICE), ((256, 256),) * 50)
     for name in ("plain", "recorded", "kernel"):
+        module = step = None
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before, began = torch.cuda.memory_allocated(), time.perf_counter()

@@ -1,5 +1,6 @@
 """Steps that are recorded once and repeated; what a CUDA graph repeats is on a CPU the recorded function itself."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from lenet import LeNet
 from lenet.data import Block, Images
+from lenet.data.augment import Augment
 from lenet.fast import graph
-from lenet.training.step import PlainStep, RecordedStep
+from lenet.training.step import PlainStep, RecordedStep, checked
 from tests.training.small import Alone
 
 generator = torch.Generator().manual_seed(0)
@@ -125,6 +127,8 @@ EDITS: dict[str, Callable[[Alone], object]] = {
     "hook": lambda module: module.net.register_forward_hook(print),
     "loss": lambda module: setattr(module.loss, "label_smoothing", 0.1),
     "momentum": lambda module: module.optimizer.param_groups[0].update(momentum=0.25),
+    "augmentation": lambda module: setattr(module, "augment", Augment(flip=0.5)),
+    "optimizer's state": lambda module: module.optimizer.load_state_dict(copy.deepcopy(module.optimizer.state_dict())),
 }
 
 
@@ -132,10 +136,40 @@ EDITS: dict[str, Callable[[Alone], object]] = {
 def test_what_was_recorded_does_not_hold_after_an_edit(recorded: list[Callable[[], None]], edit: str) -> None:
     torch.manual_seed(0)
     module = Alone(LeNet(dropout=0.2))
-    module.optimizer = SGD(module.parameters(), lr=0.5, fused=True)
+    module.optimizer = SGD(module.parameters(), lr=0.5, momentum=0.5, fused=True)
     step = RecordedStep(module)
     step.train(blocks()[0], module.optimizer, None)
     module.optimizer.param_groups[0]["lr"] = 0.25
     assert step.is_current()  # a learning rate is no edit
     EDITS[edit](module)
     assert not step.is_current()
+
+
+class OneDevice:
+    world_size = 1
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_schedule_that_changes_more_than_rates_is_not_recorded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    monkeypatch.setattr(Alone, "trainer", OneDevice())
+    module = Alone(LeNet(dropout=0.2))
+    module.optimizer = SGD(module.parameters(), lr=0.5, momentum=0.5, fused=True)
+    scheduler = OneCycleLR(module.optimizer, 0.5, total_steps=9, cycle_momentum=not fits)
+    before = copy.deepcopy((scheduler.state_dict(), module.optimizer.state_dict()))
+    step = checked(RecordedStep(module), blocks()[0], module.optimizer, scheduler)
+    assert type(step) is (RecordedStep if fits else PlainStep)
+    assert (scheduler.state_dict(), module.optimizer.state_dict()) == before
+    assert [line for line in caplog.messages if "OneCycleLR" in line] == caplog.messages
+    assert len(caplog.messages) == (not fits)
+
+
+def test_an_optimizer_that_counts_in_python_is_not_recorded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Alone, "trainer", OneDevice())
+    module = Alone(LeNet(dropout=0.2))
+    module.optimizer = Adagrad(module.parameters(), lr_decay=0.1)
+    assert type(checked(RecordedStep(module), blocks()[0], module.optimizer, None)) is PlainStep
+    assert "Adagrad" in caplog.text

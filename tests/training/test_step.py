@@ -13,7 +13,8 @@ from torch.optim import SGD
 
 from lenet import Classifier, LeNet, Synthetic
 from lenet.fast import CompiledNetwork
-from lenet.training.step import FusedStep, PlainStep, Sums, compare
+from lenet.training.step import FusedStep, PlainStep, compare
+from lenet.training.sums import Sums
 from tests.training.small import at, fit
 
 IMAGES = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -82,6 +82,7 @@ def whole_graph(settings: Settings, folder: Path, compiled: bool = False) -> flo
         loss_sum.add_(train_plainly(forward, optimizer, batch, labels.index_select(0, chosen))[0])
 
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()

@@ -178,7 +178,8 @@ class ImageDataModule(LightningDataModule, ABC):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         if device not in self._on_device:
             self._on_device = {device: Images(batch.data.images.to(device), batch.data.labels.to(device))}
-        return Block(self._on_device[device], batch.order.to(device), batch.sizes)
+        order = batch.order.pin_memory() if device.type == "cuda" else batch.order  # so that nothing has to wait
+        return Block(self._on_device[device], order.to(device, non_blocking=True), batch.sizes)
 
     def train_dataloader(self) -> Loader:
         return self._loader("train", self.batch_size, self.seed, self.block_steps)

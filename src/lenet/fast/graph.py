@@ -6,12 +6,13 @@ in tensors on the device: which images, and the learning rate. What the step doe
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,15 @@ WARM_UP = 3
 
 CAPACITY = 64
 """For how many steps there is room on the device: their images, learning rates and results."""
+
+
+def is_recordable(optimizer: Optimizer) -> bool:
+    """Whether its step does all on the device: PyTorch's optimizers say so by an option `capturable`, but SGD."""
+    return type(optimizer) is SGD or all("capturable" in group for group in optimizer.param_groups)
+
+
+WAITS = "called a synchronizing CUDA operation"
+"""PyTorch's warning."""
 
 TakeStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From images and labels to the mean loss () and the number of right answers (); leaves the gradients."""
@@ -45,7 +55,7 @@ class RecordedSteps:
         self._rate = torch.zeros(groups, device=device)  # a number would be recorded as it is now
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._gradients: list[Tensor | None] = []
-        self._warm, self._replay, self._is_refused = 0, self._step, False
+        self._warm, self._replay, self.is_refused = 0, self._step, False
 
     def __call__(self, order: Tensor, rates: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
         """Take a step for each of the `rates`, which are those of the optimizer's groups, with these images in order.
@@ -56,12 +66,15 @@ class RecordedSteps:
         for first in range(0, len(rates), CAPACITY):
             some = rates[first : first + CAPACITY]
             self._order[: len(some)] = order[first * size : (first + len(some)) * size].view(len(some), size)
-            self._rates[: len(some)] = torch.tensor(some, device=self._rates.device)
+            self._rates[: len(some)].copy_(without_waiting(torch.tensor(some), self._rates.device))
             self._place.zero_()
             for _ in some:
-                if self._warm == WARM_UP and not self._is_refused:
-                    self._record()
-                self._replay()
+                if self._warm == WARM_UP - 1:
+                    self._refuse(what_waits(self._replay, self._images.device))
+                else:
+                    if self._warm == WARM_UP and not self.is_refused:
+                        self._record()
+                    self._replay()
                 self._warm += 1
             results.append((self._losses[: len(some)].clone(), self._correct[: len(some)].clone()))
         for parameter, gradient in zip(self._parameters, self._gradients, strict=False):
@@ -87,19 +100,53 @@ class RecordedSteps:
         try:
             self._replay = record(self._step, self._images.device)
             self._gradients = [parameter.grad for parameter in self._parameters]
-        except RuntimeError as error:  # an operation that waits for the device, for example
-            self._is_refused = True
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("fuse=true: this step cannot be recorded in a CUDA graph, which is slower: %s", reason)
+        except RuntimeError as error:
+            self._refuse(str(error.__context__ or error))
+
+    def _refuse(self, reason: str | None) -> None:
+        if reason is not None:
+            self.is_refused, line = True, reason.strip().partition("\n")[0]
+            log.warning("fuse=true: this step cannot be recorded in a CUDA graph, which is slower: %s", line)
 
 
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what a step does on the device; returns what does it again. Nothing is computed here."""
+    """Record what a step does on the device; returns what does it again. Nothing is computed here.
+
+    Raises a RuntimeError if an operation cannot be recorded.
+    """
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as TensorBoard's, may go on meanwhile.
-    with torch.cuda.graph(graph, stream=_streams(device), capture_error_mode="thread_local"):
-        step()
+    # Other threads, such as TensorBoard's, may go on meanwhile. If it fails, PyTorch leaves its stream as the current
+    # one, hence the outer context; and before 2.12 random numbers as if they were recorded, until the next success.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            with torch.cuda.graph(graph, stream=_streams(device), capture_error_mode="thread_local"):
+                step()
+        except RuntimeError:
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_streams(device)):
+                torch.zeros(1, device=device)
+            raise
     return graph.replay
+
+
+def what_waits(step: Callable[[], None], device: torch.device) -> str | None:
+    """Take a step; returns what PyTorch says of an operation that waits for the device, None if none does."""
+    if device.type != "cuda":
+        step()
+        return None
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return next((str(each.message) for each in caught if WAITS in str(each.message)), None)
+
+
+def without_waiting(values: Tensor, device: torch.device) -> Tensor:
+    """The values of the CPU on the device; what that is busy with goes on."""
+    return values.to(device) if device.type != "cuda" else values.pin_memory().to(device, non_blocking=True)
 
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
@@ -137,6 +184,11 @@ def _on_device(optimizer: Optimizer, rates: Tensor) -> Iterator[None]:
         group["lr"] = rate
         if "capturable" in group:
             group["capturable"] = True
+        elif not (group.get("foreach") or group.get("differentiable")):
+            group["fused"] = True  # the other ways of SGD ask the device for the rate
+    for state in optimizer.state.values():
+        if isinstance(step := state.get("step"), Tensor) and step.device != rates.device:
+            state["step"] = step.to(rates.device)  # before it was recordable, it was counted on the CPU
     try:
         yield
     finally:

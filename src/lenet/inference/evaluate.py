@@ -19,7 +19,7 @@ from lenet.files import write_json
 from lenet.inference.model import TrainedNetwork
 from lenet.monitor.drawing import confusion
 from lenet.training import checkpoint
-from lenet.training.step import Sums
+from lenet.training.sums import Sums
 
 ENSEMBLE = "ensemble of "
 

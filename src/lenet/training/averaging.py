@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 
 from lenet.data import ImageDataModule
 from lenet.training.module import Classifier
-from lenet.training.step import Sums
+from lenet.training.sums import Sums
 
 STATE = "averaging"
 """The key of a checkpoint that holds the raw weights, from which training continues."""
@@ -51,7 +51,7 @@ class Averaging(pl.Callback):
             self._averaged = AveragedModel(pl_module.net, multi_avg_fn=self._average)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._averaged.to(pl_module.device)
+        self._averaged.module.to(pl_module.device)  # the number of updates stays: to ask a GPU for it is to wait
         if self._raw is not None:
             pl_module.net.load_state_dict(self._raw)
             self._raw = None

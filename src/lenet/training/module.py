@@ -25,7 +25,8 @@ from lenet.errors import DivergenceError, UserError
 from lenet.layers.geometry import is_traced
 from lenet.models import LeNet, xavier_uniform_
 from lenet.training.distillation import Distillation
-from lenet.training.step import PlainStep, Sums, checked, make_step
+from lenet.training.step import PlainStep, checked, make_step
+from lenet.training.sums import Sums
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
@@ -185,11 +186,11 @@ class Classifier(pl.LightningModule):
     def _train_block(self, block: Block) -> None:
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(optimizer, Optimizer)
+        schedule = scheduler if isinstance(scheduler, LRScheduler) else None
         if self._step is None or not self._step.is_current():  # somebody has changed the network or the loss
             self._step = make_step(self)
         if not self._step.is_checked:
-            self._step = checked(self._step, block, optimizer)
-        schedule = scheduler if isinstance(scheduler, LRScheduler) else None
+            self._step = checked(self._step, block, optimizer, schedule)
         before, last, steps = self.trainer.global_step, self.trainer.max_steps, len(block.sizes)
         if before < last <= before + steps:
             block, steps = block.first(last - before), last - before

@@ -1,4 +1,4 @@
-"""What an optimizer step computes: forward, loss, backward, and the running sums of an epoch.
+"""What an optimizer step computes: forward, loss, backward and update.
 
 `PlainStep` is the definition: PyTorch's layers and the module's own loss, as the user reads and edits them. The others
 do the same faster, with the means of `lenet.fast`: `FusedStep` with kernels for the CPU, `KernelStep` with one for
@@ -12,10 +12,9 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lenet import fast
 from lenet.data import Block
+from lenet.training.sums import right_answers
 
 if TYPE_CHECKING:
     from lenet.training.module import Classifier
@@ -33,74 +33,6 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
 """How far a gradient of the fast step may be from the plain one, as a share of its norm. Rounding makes about 1e-5."""
-
-
-class Unread(NamedTuple):
-    """Sums that may not have been computed yet; on a GPU they are on their way, until `arrived`."""
-
-    losses: Tensor
-    correct: Tensor
-    sizes: Sequence[int]
-    first_step: int
-    arrived: torch.cuda.Event | None
-
-
-@dataclass
-class Sums:
-    """Running sums over images. They stay on the device until `read`: each reading waits for the device.
-
-    Attributes:
-        loss: sum of the images' losses, as of the last `read`.
-        correct: how many images were classified rightly.
-        images: how many there were.
-    """
-
-    loss: float = 0.0
-    correct: int = 0
-    images: int = 0
-    _unread: list[Unread] = field(default_factory=list)
-
-    def add(self, losses: Tensor, correct: Tensor, sizes: Sequence[int], first_step: int = 0) -> None:
-        """Add batches of these sizes: the mean loss of each (steps,), and the right answers of all of them."""
-        losses, correct, arrived = losses.detach(), correct.detach(), None
-        if losses.is_cuda:
-            losses, correct = (_pinned(values).copy_(values, non_blocking=True) for values in (losses, correct))
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self._unread.append(Unread(losses, correct, sizes, first_step, arrived))
-
-    def add_batch(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
-        self.add(loss.reshape(1), right_answers(logits, labels), [len(labels)])
-
-    def read(self, leave: int = 0) -> float:
-        """Add up all but the newest `leave`; returns the step whose loss is NaN or infinite, infinity if none is."""
-        failed = math.inf
-        ready, self._unread = self._unread[: len(self._unread) - leave], self._unread[len(self._unread) - leave :]
-        for losses, correct, sizes, first_step, arrived in ready:
-            if arrived is not None:
-                arrived.synchronize()
-            for step, (mean, size) in enumerate(zip(losses.tolist(), sizes, strict=True), first_step):
-                if size:  # one of several devices may get no image
-                    self.loss += mean * size
-                    failed = failed if math.isfinite(mean) else min(failed, step)
-            self.correct += int(correct.sum())
-            self.images += sum(sizes)
-        return failed
-
-    @property
-    def mean_loss(self) -> float:
-        """Of the images read so far."""
-        return self.loss / self.images if self.images else math.nan
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images read so far that were classified rightly."""
-        return self.correct / self.images if self.images else math.nan
-
-
-def _pinned(values: Tensor) -> Tensor:
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # what is copied here need not be waited for
 
 
 class Taken(NamedTuple):
@@ -171,12 +103,6 @@ class PlainStep:
         return loss.detach(), logits.detach()
 
 
-def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many () of the logits (N, classes) are largest at the label (N,), or at the largest probability."""
-    labels = labels.argmax(dim=1) if labels.dim() > 1 else labels
-    return (logits.argmax(dim=1) == labels).sum()
-
-
 class Measured(NamedTuple):
     """What a step computes of a batch: its mean loss, how many answers are right, the gradients by parameter."""
 
@@ -218,22 +144,28 @@ class RecordedStep(PlainStep):
     def is_current(self) -> bool:
         return not fast.has_hooks(self.module.net) and self._state in (None, self._now())
 
+    @property
+    def _is_refused(self) -> bool:
+        return any(each.is_refused for each in self._recorded.values())
+
     def _now(self) -> Any:
         """What is recorded as it is, and holds no longer when it is changed."""
         optimizer = self.module.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         tensors = (*self.module.parameters(), *self.module.buffers())
+        states = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
         return (
+            [each.data_ptr() for each in states],
+            [_fingerprint(part) for part in (optimizer, self.module.augment, self.module.distillation)],
             [(id(each), each.data_ptr(), each.requires_grad) for each in tensors],
             [_fingerprint(layer) for layer in self.module.net.modules()],
             _fingerprint(self.module.loss),
-            [_plain(group) | {"lr": None} for group in optimizer.param_groups],
+            _settings(optimizer.param_groups),
         )
 
     def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
-        if self.devices > 1:
+        if self.devices > 1 or self._is_refused:
             return super().train(block, optimizer, scheduler)
-        self._state = self._state or self._now()
         rates, losses, correct, step = learning_rates(optimizer, scheduler, len(block.sizes)), [], [], 0
         for size, steps in itertools.groupby(block.own_sizes):
             if size not in self._recorded:
@@ -244,6 +176,7 @@ class RecordedStep(PlainStep):
             losses.append(its_losses)
             correct.append(its_correct)
             step += count
+        self._state = self._state or self._now()  # now that the optimizer has its state
         return Taken(torch.cat(losses), torch.cat(correct).sum(), rates[-1][0])
 
     def _take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,12 +190,13 @@ class KernelStep(PlainStep):
 
     def __init__(self, module: Classifier, optimizer: Optimizer, batch_size: int) -> None:
         super().__init__(module)
-        self._optimizer = optimizer
+        self._optimizer, self._batch_size = optimizer, batch_size
         self.kernel = fast.CudaTraining(module.net, optimizer, batch_size)
         self._loss = _fingerprint(module.loss)
 
     def is_current(self) -> bool:
-        return self.kernel.is_current() and self._loss == _fingerprint(self.module.loss)
+        is_plain = self.module.augment is None and self.module.distillation is None
+        return is_plain and self.kernel.is_current() and self._loss == _fingerprint(self.module.loss)
 
     def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
         rates = [rate for rate, *_ in learning_rates(optimizer, scheduler, len(block.sizes))]
@@ -271,7 +205,8 @@ class KernelStep(PlainStep):
 
     def measure(self, images: Tensor, labels: Tensor) -> Measured:
         module, optimizer = copy.deepcopy((self.module.net, self._optimizer))  # the kernel takes a step at once
-        kernel, order = fast.CudaTraining(module, optimizer, len(labels)), torch.arange(len(labels)).to(labels.device)
+        kernel = fast.CudaTraining(module, optimizer, self._batch_size)
+        order = torch.arange(len(labels), device=labels.device)
         losses, correct = kernel.train(images, labels, order, [len(labels)], [0.0])
         gradients = {f"net.{name}": gradient for name, gradient in gradients_of(module).items()}
         return Measured(losses[0], correct[0], gradients)
@@ -280,11 +215,31 @@ class KernelStep(PlainStep):
 def learning_rates(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> list[list[float]]:
     """The learning rates of the optimizer's groups in each of the next steps; takes the schedule to after them."""
     rates = []
-    for _ in range(steps):
-        rates.append([float(group["lr"]) for group in optimizer.param_groups])
-        if scheduler is not None:
-            scheduler.step()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # they are taken a moment later
+        for _ in range(steps):
+            rates.append([float(group["lr"]) for group in optimizer.param_groups])
+            if scheduler is not None:
+                scheduler.step()
     return rates
+
+
+def changes_only_rates(optimizer: Optimizer, scheduler: LRScheduler | None) -> bool:
+    """Whether a step of the schedule changes nothing of the optimizer but learning rates; both stay as they are."""
+    if scheduler is None:
+        return True
+    state, groups = copy.deepcopy(scheduler.state_dict()), [dict(group) for group in optimizer.param_groups]
+    learning_rates(optimizer, scheduler, 1)
+    same = _settings(optimizer.param_groups) == _settings(groups)
+    scheduler.load_state_dict(state)
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group.update(before)
+    return same
+
+
+def _settings(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An optimizer's, without the learning rates."""
+    return [_plain(group) | {"lr": None} for group in groups]
 
 
 def _fingerprint(part: Any) -> tuple[Any, dict[str, Any]]:
@@ -319,15 +274,19 @@ def make_step(module: Classifier) -> PlainStep:
     return step
 
 
-def checked(step: PlainStep, block: Block, optimizer: Optimizer) -> PlainStep:
+def checked(step: PlainStep, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> PlainStep:
     """The step that is to be used, chosen once there is a first block: with kernels, if they compute what PyTorch does.
 
     Otherwise without, and a line says what differs.
     """
     devices, slower = step.module.trainer.world_size, PlainStep(step.module)
-    is_plain = step.module.augment is None and step.module.distillation is None
-    if isinstance(step, RecordedStep) and devices == 1 and is_plain:
-        slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
+    if isinstance(step, RecordedStep) and devices == 1:
+        if not (fast.is_recordable(optimizer) and changes_only_rates(optimizer, scheduler)):
+            name = type(scheduler if fast.is_recordable(optimizer) else optimizer).__name__
+            log.warning("fuse=true: a step with %s cannot be recorded in a CUDA graph, which is slower", name)
+            step = slower
+        elif step.module.augment is None and step.module.distillation is None and not torch.is_autocast_enabled("cuda"):
+            slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
     if isinstance(step, FusedStep | KernelStep):
         batch = next(block.batches())
         if difference := compare(PlainStep(step.module), step, batch.images, batch.labels):
@@ -372,7 +331,10 @@ def compare(plain: PlainStep, other: PlainStep, images: Tensor, labels: Tensor) 
     # Where pixels are equal, so are values in a window, and rounding would decide which is the largest: noise does.
     noise = torch.randint(8, images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
     images = (images.int() * 31 // 32 + noise).byte()
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # a GPU would convolve with 10 of 23 bits
     loss, correct, gradients = plain.measure(images, labels)
+    torch.backends.cudnn.allow_tf32 = tf32
     its_loss, its_correct, its_gradients = other.measure(images, labels)
     if not torch.isclose(loss, its_loss, rtol=TOLERANCE):
         return f"loss: {its_loss:.6g} instead of {loss:.6g}"

@@ -147,7 +147,7 @@ def test_the_check_for_gpus_passes_here(library: Library, monkeypatch: pytest.Mo
     kernel = partial(EmulatedKernel, library(PORTABLE), PORTABLE, blocks=BLOCKS)
     distances = gpu_checks.gradients((3,), lambda kind, *_: kernel(kind=kind))
     assert len(distances) == 4
-    assert max(distances.values()) < 1e-5
+    assert all(ours < 1e-5 for ours, _ in distances.values())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
