@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from lenet import Classifier, LeNet, Synthetic
 from lenet.classes import build
 from lenet.config import compose_settings
 from lenet.data.augment import Augment
+from tests.training.small import fit
 
 
 def batch(count: int = 64, channels: int = 1, height: int = 28, width: int = 28) -> tuple[Tensor, Tensor]:
@@ -115,3 +117,21 @@ def test_transforms_of_torchvision_are_augmentations(transform: Any) -> None:
     assert (results.shape, results.dtype) == (images.shape, torch.uint8)
     assert not torch.equal(results, images)
     assert torch.equal(same, labels)
+
+
+def test_images_are_mixed_until_a_share_of_the_run_is_over() -> None:
+    augment, (images, labels) = Augment(mixup=0.2, mixup_until=0.5), batch()
+    for share, dimensions in ((0.0, 2), (0.49, 2), (0.5, 1), (0.9, 1), (0.2, 2)):
+        augment.begin_epoch(share)
+        assert augment(images, labels)[1].dim() == dimensions
+
+
+def test_a_run_tells_its_augmentation_how_far_it_is() -> None:
+    shares: list[float] = []
+    augment = Augment()
+    augment.begin_epoch = shares.append  # type: ignore[assignment, method-assign]
+    for blocks in (False, True):
+        module = Classifier(LeNet(), seed=0, blocks=blocks, augment=augment)
+        data = Synthetic(train_size=60, test_size=10, val_size=10, batch_size=10, block_steps=2 if blocks else 1)
+        fit([], data=data, module=module, max_epochs=4)
+    assert shares == 2 * [0.0, 0.25, 0.5, 0.75]

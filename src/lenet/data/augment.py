@@ -1,7 +1,8 @@
 """Random changes to whole batches of training images, on the device where the images are.
 
 An augmentation is any callable `images, labels = augment(images, labels)`: from images (N, C, H, W) uint8 and labels
-(N,) int64 to images of the same shape and type, and labels or, after mixup, probabilities (N, classes) float32.
+(N,) int64 to images of the same shape and type, and labels or, after mixup, probabilities (N, classes) float32. If it
+has a method `begin_epoch`, that is called before each epoch with the share of the run that is over.
 Transforms of torchvision.transforms.v2 that take bytes are such callables, too, but draw once for a whole batch.
 
 Random numbers come from torch's default generator of the device, so that a batch is a function of its seed. Nothing
@@ -28,6 +29,8 @@ class Augment:
         erase_probability: of an image.
         mixup: mixes an image with its neighbour in the batch, and their labels alike, in a proportion drawn from
             Beta(mixup, mixup), in steps of 1/255 for the pixels (Zhang et al., 2018). 0 leaves labels as they are.
+        mixup_until: the share of the run after which images are mixed no longer: at the end, with low learning rates, a
+            network gains from images as they are.
         classes: how many there are, for the labels that mixup makes.
     """
 
@@ -38,23 +41,30 @@ class Augment:
         erase: int = 0,
         erase_probability: float = 0.5,
         mixup: float = 0.0,
+        mixup_until: float = 1.0,
         classes: int = 10,
     ) -> None:
-        for name, value in {"flip": flip, "erase_probability": erase_probability}.items():
+        shares = {"flip": flip, "erase_probability": erase_probability, "mixup_until": mixup_until}
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: should be from 0 to 1")
         if min(shift, erase, mixup) < 0:
             raise ValueError(f"shift={shift}, erase={erase}, mixup={mixup}: should be at least 0")
         self.shift, self.flip = shift, flip
         self.erase, self.erase_probability = erase, erase_probability
-        self.mixup, self.classes = mixup, classes
+        self.mixup, self.mixup_until, self.classes = mixup, mixup_until, classes
+        self.is_mixing = mixup > 0
+
+    def begin_epoch(self, share: float) -> None:
+        """Called before each epoch, with the share of the run that is over."""
+        self.is_mixing = self.mixup > 0 and share < self.mixup_until
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.shift or self.flip:
             images = shifted_or_mirrored(images, self.shift, self.flip)
         if self.erase:
             images = erased(images, self.erase, self.erase_probability)
-        return mixed(images, labels, self.mixup, self.classes) if self.mixup else (images, labels)
+        return mixed(images, labels, self.mixup, self.classes) if self.is_mixing else (images, labels)
 
 
 def shifted_or_mirrored(images: Tensor, shift: int, flip: float) -> Tensor:
