@@ -157,7 +157,7 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.running, self._epoch_published = Sums(), False
-        if hasattr(self.augment, "begin_epoch"):
+        if self.augment is not None and hasattr(self.augment, "begin_epoch"):
             self.augment.begin_epoch(self.trainer.global_step / self.steps_in_run())
         if self.seed is not None:
             numbers = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)
