@@ -30,7 +30,7 @@ TRAIN = """How fast is training, compared with other ways to train the same netw
 
 The contenders train in turn, each in a process of its own. In each round another one begins, so that a change of the
 machine's speed affects all of them. All train LeNet with SGD on 55,000 images. Measured are images per second of
-training. Loading, logging and checkpoints count; validation does not.
+training. Loading, logging, drawing and saving count; validation does not.
 
 this project     `python train.py` with its logs, dashboards and checkpoints
 plain            the fastest loop of plain PyTorch layers we could write: images in memory as floats, fused SGD,
@@ -41,12 +41,12 @@ plain, NHWC      the same in channels-last memory format
 template         Lightning as in most projects: DataLoader(num_workers=2), torchvision's ToTensor, self.log at each step
 tutorial         the loop that d2l.ai teaches: DataLoader(num_workers=4), ToTensor, loss and accuracy read at each step
 
-On a GPU (--device gpu) also:
+On a GPU (--device gpu; dashboard=minimal, since ten epochs take less time than a picture) also:
 this, any model  `python train.py` with a network that no kernel knows: its steps are recorded in a CUDA graph
 compiled         plain, with torch.compile(mode="reduce-overhead")
 graph            a loop whose whole step is one CUDA graph of PyTorch's kernels
 graph, compiled  the same with torch.compile, and TF32
-jax              a jitted lax.scan over an epoch, where JAX is installed
+jax              a jitted lax.scan over an epoch, float32, where JAX is installed
 
 The report gives the median over the rounds, and how many times as slow as this project a contender is: the median of
 the ratios of each round.
@@ -97,7 +97,8 @@ def at_least_one(text: str) -> int:
 
 
 def benchmark_training(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    overrides = (f"trainer.max_epochs={arguments.epochs}", f"device={arguments.device}")
+    overrides = [f"trainer.max_epochs={arguments.epochs}", f"device={arguments.device}"]
+    overrides += ["dashboard=minimal"] * (arguments.device == "gpu")
     sizes = sorted(set(arguments.batch_size))
     settings = [compose_settings(*overrides, f"data.batch_size={size}") for size in sizes]
     for each in settings:

@@ -40,7 +40,8 @@ def build(role: str, section: Mapping[str, Any], **offered: Any) -> Any:
     class of that role, an argument is wrong, or a package is missing.
     """
     arguments = completed(role, section, **offered)
-    later = {"_partial_": True} if role in ("optimizer", "scheduler") else {}
+    is_function = role == "augment" and inspect.isfunction(resolve_name(section["_target_"]))
+    later = {"_partial_": True} if is_function or role in ("optimizer", "scheduler") else {}
     try:
         return instantiate({**arguments, **later}, _convert_="all")
     except InstantiationException as error:
@@ -86,10 +87,14 @@ def located(key: str, target: str, role: str) -> Any:
     except Exception as error:  # importing a module of the user's may raise anything
         raise UserError(f"{key}._target_={target}: cannot be imported ({flat(error.__cause__ or error)})") from error
     made = named
+    if role == "augment" and inspect.isfunction(named):
+        return named
     if inspect.isfunction(named):
         made = typing.get_type_hints(named).get("return")
     if not (inspect.isclass(made) and issubclass(made, base)):
-        raise UserError(f"{key}._target_={target}: is not {noun}; name a class that derives from {base_name}")
+        remedy = "a function, or a class whose objects are called" if role == "augment" else "a class"
+        derives = "" if role == "augment" else f" that derives from {base_name}"
+        raise UserError(f"{key}._target_={target}: is not {noun}; name {remedy}{derives}")
     return named
 
 

@@ -11,6 +11,7 @@ from lenet import Classifier, LeNet, Synthetic
 from lenet.classes import build
 from lenet.config import compose_settings
 from lenet.data.augment import Augment
+from lenet.errors import UserError
 from tests.training.small import fit
 
 
@@ -81,6 +82,21 @@ def test_mixup_mixes_neighbours_and_their_labels_alike() -> None:
     assert share.max() > 0.9
 
 
+def test_cutmix_pastes_a_box_of_the_neighbour_and_mixes_labels_by_area() -> None:
+    images, labels = batch(500, 2, 12, 16)
+    images[::2], images[1::2] = 1, 2
+    results, targets = augmented(images, labels, mixup=0.5, cutmix=1.0)
+    assert torch.equal(results[:, 0], results[:, 1])
+    pasted = results[:, 0] != images[:, 0]
+    assert torch.equal(results, torch.where(pasted[:, None], images.roll(1, 0), images))
+    rows, columns = pasted.any(2).sum(1), pasted.any(1).sum(1)
+    assert torch.equal(rows * columns, pasted.sum((1, 2)))
+    area = pasted.float().mean((1, 2))
+    assert torch.allclose(targets.gather(1, labels.roll(1)[:, None])[:, 0], area)
+    assert area.min() < 0.1
+    assert area.max() > 0.7
+
+
 def test_the_same_random_numbers_give_the_same_batch() -> None:
     images, labels = batch()
     settings = {"shift": 2, "flip": 0.5, "erase": 6, "mixup": 0.2}
@@ -135,3 +151,14 @@ def test_a_run_tells_its_augmentation_how_far_it_is() -> None:
         data = Synthetic(train_size=60, test_size=10, val_size=10, batch_size=10, block_steps=2 if blocks else 1)
         fit([], data=data, module=module, max_epochs=4)
     assert shares == 2 * [0.0, 0.25, 0.5, 0.75]
+
+
+def test_floats_are_refused() -> None:
+    images, labels = batch()
+    with pytest.raises(UserError, match=r"augment.*bytes"):
+        Augment(mixup=0.2)(images / 255, labels)
+
+
+def test_a_device_without_images_has_nothing_to_augment() -> None:
+    images, labels = batch(0)
+    assert Classifier(LeNet(), augment=Augment(shift=1, mixup=0.2)).augmented(images, labels)[0] is images

@@ -150,6 +150,14 @@ def test_a_device_gets_the_images_once_and_of_each_block_the_order() -> None:
     assert first.sizes == next(iter(data.train_dataloader())).sizes
 
 
+def test_other_images_are_moved_anew() -> None:
+    data, meta = synthetic(block_steps=2), torch.device("meta")
+    first = data.transfer_batch_to_device(next(iter(data.train_dataloader())), meta, 0)
+    other = Images(torch.zeros(9, 28, 28).byte(), torch.zeros(9).long())
+    block = next(iter(Loader(other, 4, seed=0, block_steps=2)))
+    assert len(data.transfer_batch_to_device(block, meta, 0).data.images) == 9 < len(first.data.images)
+
+
 def test_the_first_steps_of_a_block_are_a_block() -> None:
     block = next(iter(synthetic(block_steps=3).train_dataloader()))
     whole, part = list(block.batches()), list(block.first(2).batches())

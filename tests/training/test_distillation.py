@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from lenet import Classifier, LeNet
 from lenet.config import compose_settings
 from lenet.errors import UserError
+from lenet.training.checkpoint import read
 from lenet.training.distillation import Distillation
 from lenet.training.run import check
 from tests.conftest import Finished, TrainCommand
@@ -33,10 +34,20 @@ def test_who_answers_as_the_teacher_has_nothing_to_learn() -> None:
     assert float(logits.grad.norm()) < 1e-6
 
 
+def test_teachers_get_bytes_as_floats() -> None:
+    teacher, logits, loss = LeNet(), torch.randn(8, 10), torch.tensor(1.0)
+    images = torch.randint(256, (8, 1, 28, 28)).byte()
+    distill = Distillation([teacher], temperature=2, weight=0.5)
+    assert torch.equal(distill(loss, logits, images), distill(loss, logits, images / 255))
+
+
 def test_a_run_learns_from_another(finished_run: Finished, train_here: TrainCommand) -> None:
     teacher = f"distill.teachers=[{finished_run.folder}]"
     plain, taught = train_here(*SMALL), train_here(*SMALL, teacher, "distill.weight=0.9", "distill.temperature=4")
-    assert plain.metrics["train/loss"] != taught.metrics["train/loss"]
+    weights = [
+        read(run.folder / "checkpoints" / "last.ckpt")["state_dict"]["net.fc3.weight"] for run in (plain, taught)
+    ]
+    assert not torch.equal(*weights)
     assert taught.metrics["parameters"] == 61_706  # the teacher's are not the run's
 
 

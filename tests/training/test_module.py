@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lenet import Classifier, LeNet, Synthetic
+from lenet.data.augment import Augment
 from lenet.errors import DivergenceError, UserError
 from lenet.layers import Conv2d, MaxPool2d
-from tests.training.small import trainer
+from tests.training.small import fit, trainer
 
 
 def synthetic(**changes: Any) -> Synthetic:
@@ -163,3 +164,21 @@ def test_compilers_and_torch_func_take_the_classifier(layers: str) -> None:
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(each[name].mean(dim=0), parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_can_leave_out_biases_and_normalisations() -> None:
+    module = Classifier(LeNet(norm=nn.BatchNorm2d), partial(SGD, lr=0.5, weight_decay=0.5), decay="weights")
+    before = {name: value.clone() for name, value in module.net.named_parameters()}
+    optimizer = module.make_optimizer()
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = {name for name, value in module.net.named_parameters() if not torch.equal(value, before[name])}
+    assert decayed == {f"{layer}.weight" for layer in ("conv1", "conv2", "fc1", "fc2", "fc3")}
+
+
+def test_a_run_without_a_limit_of_epochs_can_be_augmented() -> None:
+    module = Classifier(LeNet(), augment=Augment(mixup=0.2, mixup_until=0.5), blocks=True)
+    data = Synthetic(train_size=60, test_size=10, val_size=10, batch_size=10, block_steps=2)
+    fit([], data=data, module=module, max_epochs=-1, max_time={"seconds": 0.2})
+    assert module.images_trained > 0

@@ -13,7 +13,7 @@ import pytest
 from lenet.config import as_word, compose_settings
 from lenet.errors import UserError
 from lenet.signals import Interrupted
-from lenet.training.checkpoint import read
+from lenet.training.checkpoint import read, read_run, write_run
 from lenet.training.resume import command, resumed
 from lenet.training.run import run
 from tests.commands import Commands, wait_for
@@ -221,3 +221,15 @@ def test_auto_with_several_processes(commands: Commands, tmp_path: Path) -> None
         done = commands.run("train.py", *words, "device=ddp", f"trainer.max_epochs={epochs}", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert read(tmp_path / "run" / "checkpoints" / "last.ckpt")["epoch"] == epochs - 1
+
+
+def test_a_run_of_an_older_version_lacks_newer_settings_and_resumes_by_its_own_command(copy: Path) -> None:
+    settings = dict(read_run(copy)["settings"])
+    for newer in ("augment", "average", "decay", "distill"):
+        settings.pop(newer, None)
+    settings["model"].pop("conv_activation")
+    write_run(copy, settings)
+    words = (*SMALL, f"resume={copy}")
+    assert resumed(compose_settings(*words), words).resume == str(copy)
+    with pytest.raises(UserError, match="decay"):
+        resumed(compose_settings(*words, "decay=weights"), ("decay=weights", *words))

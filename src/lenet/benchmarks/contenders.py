@@ -41,7 +41,9 @@ def this_project(settings: Settings, folder: Path, network: str = "") -> float:
         model = settings.model.model_copy(update={"target": network})
         settings = settings.model_copy(update={"model": model})
     result = run(settings, folder)
-    return float(result["images"] / result["seconds"])
+    # What is drawn and saved after the last epoch is not in the seconds of training.
+    seconds = sum(result[key] for key in ("seconds", "dashboard_seconds", "checkpoint_seconds"))
+    return float(result["images"] / seconds)
 
 
 def plain(

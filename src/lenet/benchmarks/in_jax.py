@@ -1,10 +1,15 @@
 """LeNet's epoch in JAX: one jitted scan over all steps."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory to the other contenders
+
 import jax
 import jax.numpy as jnp
+
+jax.config.update("jax_default_matmul_precision", "highest")  # float32, not TF32
 
 
 def epochs(images: Any, labels: Any, weights: list[Any], size: int, lr: float) -> Callable[[int], float]:

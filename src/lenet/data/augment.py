@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lenet.errors import UserError
+
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -29,6 +31,8 @@ class Augment:
         erase_probability: of an image.
         mixup: mixes an image with its neighbour in the batch, and their labels alike, in a proportion drawn from
             Beta(mixup, mixup), in steps of 1/255 for the pixels (Zhang et al., 2018). 0 leaves labels as they are.
+        cutmix: probability that, instead of mixing all pixels, a box of the neighbour is pasted in, of up to the whole
+            image, and the labels are mixed as the areas are (Yun et al., 2019). It needs mixup.
         mixup_until: the share of the run after which images are mixed no longer: at the end, with low learning rates, a
             network gains from images as they are.
         classes: how many there are, for the labels that mixup makes.
@@ -41,10 +45,11 @@ class Augment:
         erase: int = 0,
         erase_probability: float = 0.5,
         mixup: float = 0.0,
+        cutmix: float = 0.0,
         mixup_until: float = 1.0,
         classes: int = 10,
     ) -> None:
-        shares = {"flip": flip, "erase_probability": erase_probability, "mixup_until": mixup_until}
+        shares = {"flip": flip, "erase_probability": erase_probability, "cutmix": cutmix, "mixup_until": mixup_until}
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: should be from 0 to 1")
@@ -52,7 +57,7 @@ class Augment:
             raise ValueError(f"shift={shift}, erase={erase}, mixup={mixup}: should be at least 0")
         self.shift, self.flip = shift, flip
         self.erase, self.erase_probability = erase, erase_probability
-        self.mixup, self.mixup_until, self.classes = mixup, mixup_until, classes
+        self.mixup, self.cutmix, self.mixup_until, self.classes = mixup, cutmix, mixup_until, classes
         self.is_mixing = mixup > 0
 
     def begin_epoch(self, share: float) -> None:
@@ -60,19 +65,23 @@ class Augment:
         self.is_mixing = self.mixup > 0 and share < self.mixup_until
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if images.dtype != torch.uint8:
+            raise UserError(f"augment: takes images as bytes 0–255, and these are {images.dtype}")
         if self.shift or self.flip:
             images = shifted_or_mirrored(images, self.shift, self.flip)
         if self.erase:
             images = erased(images, self.erase, self.erase_probability)
-        return mixed(images, labels, self.mixup, self.classes) if self.is_mixing else (images, labels)
+        return mixed(images, labels, self.classes, self.mixup, self.cutmix) if self.is_mixing else (images, labels)
 
 
 def shifted_or_mirrored(images: Tensor, shift: int, flip: float) -> Tensor:
     """Each image moved by up to `shift` pixels in both directions, and mirrored with probability `flip`."""
     count, device = len(images), images.device
     padded = F.pad(images, [shift] * 4)
-    padded = torch.cat([padded, padded.flip(3)])
-    number = torch.arange(count, device=device) + count * (torch.rand(count, device=device) < flip)
+    number = torch.arange(count, device=device)
+    if flip:
+        padded = torch.cat([padded, padded.flip(3)])
+        number = number + count * (torch.rand(count, device=device) < flip)
     down, right = torch.randint(2 * shift + 1, (2, count), device=device)
     return _windows(padded, number, down, right, images.shape)
 
@@ -90,16 +99,35 @@ def erased(images: Tensor, size: int, probability: float) -> Tensor:
     return images & _windows(mask, torch.zeros_like(down), down, right, (count, 1, height, width))
 
 
-def mixed(images: Tensor, labels: Tensor, alpha: float, classes: int) -> tuple[Tensor, Tensor]:
+def mixed(images: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float = 0.0) -> tuple[Tensor, Tensor]:
     """Each image mixed with the one before it, as bytes; and probabilities (N, classes) float32."""
-    alphas = torch.full((len(images),), alpha, device=images.device)
+    alphas = torch.full((len(images), 1), mixup, device=images.device)
     share = torch.distributions.Beta(alphas, alphas, validate_args=False).sample()  # validation waits for the device
-    values = images.flatten(1).float()
-    values = torch.lerp(values.roll(1, 0), values, share[:, None]).round_()
+    neighbours = images.roll(1, 0)
+    if cutmix:
+        pasted = torch.rand_like(share) < cutmix
+        share = share.masked_fill(pasted, 1)
+        rows, columns = _span(images.shape[2], side := torch.rand_like(share).sqrt()), _span(images.shape[3], side)
+    values = torch.lerp(neighbours.flatten(1).float(), images.flatten(1).float(), share).round_()
+    # On the CPU, floats become bytes several times as fast by way of another type.
+    results = values.short().byte().view_as(images)
+    if cutmix:
+        rows = rows & pasted
+        # torch.where does the same, but on the CPU it takes four times as long.
+        box = (rows.byte() * 255)[:, None, :, None] & (columns.byte() * 255)[:, None, None]
+        results = results ^ ((results ^ neighbours) & box)
+        area = rows.float().mean(1, keepdim=True) * columns.float().mean(1, keepdim=True)
+        share = share - area
     targets = (labels[:, None] == torch.arange(classes, device=labels.device)).float()
-    targets = torch.lerp(targets.roll(1, 0), targets, share[:, None])
-    # On the CPU, floats become bytes six times as fast by way of another type.
-    return values.short().byte().view_as(images), targets
+    return results, torch.lerp(targets.roll(1, 0), targets, share)
+
+
+def _span(length: int, share: Tensor) -> Tensor:
+    """Which of so many pixels are in a random span of these shares (N, 1) of them, cut off at the edge: (N, length)."""
+    half = (share * length / 2).floor()
+    middle = torch.randint(length, share.shape, device=share.device)
+    pixels = torch.arange(length, device=share.device)
+    return (pixels >= middle - half) & (pixels < middle + half)
 
 
 def _windows(images: Tensor, number: Tensor, down: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -137,7 +137,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size, self.val_size, self.seed = batch_size, val_size, seed
         self.test_every_epoch, self.block_steps = test_every_epoch, block_steps
         self._images: dict[str, Images] = {}
-        self._on_device: dict[torch.device, Images] = {}
+        self._moved: tuple[Images | None, Images] = (None, Images(torch.empty(0), torch.empty(0)))
 
     @abstractmethod
     def load(self) -> tuple[Images, Images]:
@@ -176,10 +176,12 @@ class ImageDataModule(LightningDataModule, ABC):
         """Of a block the order alone: the images are moved once, and stay on the device."""
         if not isinstance(batch, Block):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if device not in self._on_device:
-            self._on_device = {device: Images(batch.data.images.to(device), batch.data.labels.to(device))}
+        source, moved = self._moved
+        if source is not batch.data or moved.images.device != device:
+            moved = Images(*(values.to(device) for values in batch.data))
+            self._moved = batch.data, moved
         order = batch.order.pin_memory() if device.type == "cuda" else batch.order  # so that nothing has to wait
-        return Block(self._on_device[device], order.to(device, non_blocking=True), batch.sizes)
+        return Block(moved, order.to(device, non_blocking=True), batch.sizes)
 
     def train_dataloader(self) -> Loader:
         return self._loader("train", self.batch_size, self.seed, self.block_steps)

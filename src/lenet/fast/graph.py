@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 WARM_UP = 3
 """How many steps of a size are taken one by one before one is recorded: libraries set themselves up in the first."""
 
+WAITS = "called a synchronizing CUDA operation"
+"""PyTorch's warning."""
+
 CAPACITY = 64
 """For how many steps there is room on the device: their images, learning rates and results."""
 
@@ -28,10 +31,7 @@ def is_recordable(optimizer: Optimizer) -> bool:
     return type(optimizer) is SGD or all("capturable" in group for group in optimizer.param_groups)
 
 
-WAITS = "called a synchronizing CUDA operation"
-"""PyTorch's warning."""
-
-TakeStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+ForwardBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From images and labels to the mean loss () and the number of right answers (); leaves the gradients."""
 
 
@@ -39,14 +39,17 @@ class RecordedSteps:
     """Steps with batches of one size.
 
     Args:
-        take: forward, loss and backward; it has to set gradients anew, not add to what was there.
+        forward_backward: forward, loss and backward; it has to set gradients anew, not add to what was there.
         optimizer: its step belongs to what is recorded. Its learning rates stay plain numbers outside of it.
         images, labels: of which batches are taken: all training images, on the device.
         size: of a batch.
     """
 
-    def __init__(self, take: TakeStep, optimizer: Optimizer, images: Tensor, labels: Tensor, size: int) -> None:
-        self._take, self._optimizer, self._images, self._labels = take, optimizer, images, labels
+    def __init__(
+        self, forward_backward: ForwardBackward, optimizer: Optimizer, images: Tensor, labels: Tensor, size: int
+    ) -> None:
+        self._forward_backward, self._optimizer = forward_backward, optimizer
+        self._images, self._labels = images, labels
         groups, device = len(optimizer.param_groups), images.device
         self._order = torch.zeros(CAPACITY, size, dtype=torch.int64, device=device)
         self._rates = torch.zeros(CAPACITY, groups, device=device)
@@ -70,7 +73,7 @@ class RecordedSteps:
             self._place.zero_()
             for _ in some:
                 if self._warm == WARM_UP - 1:
-                    self._refuse(what_waits(self._replay, self._images.device))
+                    self._refuse(synchronizing_operation(self._replay, self._images.device))
                 else:
                     if self._warm == WARM_UP and not self.is_refused:
                         self._record()
@@ -87,7 +90,7 @@ class RecordedSteps:
         with side_stream(self._images.device):
             indices = self._order.index_select(0, self._place).view(-1)
             labels = self._labels.index_select(0, indices)
-            loss, correct = self._take(self._images.index_select(0, indices), labels)
+            loss, correct = self._forward_backward(self._images.index_select(0, indices), labels)
             self._rate.copy_(self._rates.index_select(0, self._place).view(-1))
             with _on_device(self._optimizer, self._rate):
                 self._optimizer.step()
@@ -119,16 +122,16 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
     # one, hence the outer context; and before 2.12 random numbers as if they were recorded, until the next success.
     with torch.cuda.stream(torch.cuda.current_stream(device)):
         try:
-            with torch.cuda.graph(graph, stream=_streams(device), capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=_recording_stream(device), capture_error_mode="thread_local"):
                 step()
         except RuntimeError:
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_streams(device)):
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_recording_stream(device)):
                 torch.zeros(1, device=device)
             raise
     return graph.replay
 
 
-def what_waits(step: Callable[[], None], device: torch.device) -> str | None:
+def synchronizing_operation(step: Callable[[], None], device: torch.device) -> str | None:
     """Take a step; returns what PyTorch says of an operation that waits for the device, None if none does."""
     if device.type != "cuda":
         step()
@@ -152,7 +155,7 @@ def without_waiting(values: Tensor, device: torch.device) -> Tensor:
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 
 
-def _streams(device: torch.device) -> torch.cuda.Stream:
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
     """The one on which steps are recorded, and taken before that."""
     if device not in _STREAMS:
         _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -166,7 +169,7 @@ def side_stream(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _side_stream(device: torch.device) -> Iterator[None]:
-    own, current = _streams(device), torch.cuda.current_stream(device)
+    own, current = _recording_stream(device), torch.cuda.current_stream(device)
     if own == current:  # it is being recorded
         yield
         return

@@ -26,7 +26,7 @@ from lenet.monitor.pictures import CURVES, SHOWN, Evaluation, filters, numbered,
 from lenet.monitor.tensorboard import FIGURE_TAGS, add_picture
 from lenet.monitor.throughput import TimedCallback
 
-INTERVAL_SECONDS, MOST_KEPT = 10, 32
+INTERVAL_SECONDS, MOST_KEPT = 10, 24
 """Pictures are drawn so often, or when so many epochs have none yet."""
 
 
@@ -83,7 +83,7 @@ class Dashboard(TimedCallback):
         if isinstance(layer, nn.Linear):
             self._hidden = inputs[0]
         elif name not in self._maps and len(output):
-            self._maps[name] = output[0].cpu()
+            self._maps[name] = output[0].cpu().clone()  # not a view of the whole batch
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -38,7 +38,7 @@ class Progress(pl.Callback):
         self._bar.close()
         pl_module.finish_epoch()
         metrics, parts = pl_module.metrics, []
-        for stage in ("train", "val", "test") if self._validated else ("train",):
+        for stage in ("train", "val", "val_raw", "test") if self._validated else ("train",):
             if f"{stage}/loss" in metrics:
                 parts.append(f"{stage} loss {metrics[f'{stage}/loss']:.3f} acc {metrics[f'{stage}/acc']:.3f}")
         if rate := metrics.get("train/examples_per_sec"):

@@ -15,7 +15,8 @@ class Distillation:
     """Adds the teachers' answers to a loss.
 
     Args:
-        teachers: from images to logits (N, classes). They see the same augmented images as the network that learns.
+        teachers: from images (N, C, H, W), floats in [0, 1], to logits (N, classes). They see the same augmented images
+            as the network that learns.
         temperature: divides all logits: the higher it is, the more the smaller probabilities count.
         weight: of the teachers' answers; the loss has the rest.
     """
@@ -26,6 +27,7 @@ class Distillation:
 
     def __call__(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """(1 - weight) · loss + weight · temperature² · KL(teachers' mean probabilities ‖ the network's), ()."""
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
         with torch.no_grad():
             answers = [teacher.to(images.device)(images) / self.temperature for teacher in self.teachers]
             expected = torch.stack([answer.softmax(dim=1) for answer in answers]).mean(dim=0)

@@ -82,7 +82,9 @@ class Classifier(pl.LightningModule):
         # Plain values alone: a checkpoint has to load without executing anything.
         kept = {name: dict(part) for name, part in parts.items() if isinstance(part, Mapping)}
         described = {"net": getattr(net, "description", None), **kept}
-        self.save_hyperparameters({**described, "init": "none", "fuse": fuse})
+        self.save_hyperparameters({**described, "init": "none", "fuse": fuse, "decay": decay})
+        if decay not in ("all", "weights"):
+            raise UserError(f"decay={decay}: should be all or weights")
         for role, name in (("model", "net"), ("optimizer", "optimizer"), ("scheduler", "scheduler"), ("loss", "loss")):
             if isinstance(parts[name], Mapping):
                 parts[name] = build(role, parts[name])
@@ -121,7 +123,7 @@ class Classifier(pl.LightningModule):
             group["lr"] = self.lr
         if self.scheduler_factory is None:
             return optimizer
-        schedule = self.make_schedule(optimizer, self.steps_in_run())
+        schedule = self.make_schedule(optimizer, int(self.steps_in_run()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self) -> Optimizer:
@@ -139,15 +141,15 @@ class Classifier(pl.LightningModule):
         arguments = arguments_of(factory.func if isinstance(factory, partial) else factory)
         return factory(optimizer, total_steps=total_steps) if "total_steps" in (arguments or ()) else factory(optimizer)
 
-    def steps_in_run(self) -> int:
-        """Optimizer steps of the whole run."""
+    def steps_in_run(self) -> float:
+        """Optimizer steps of the whole run; infinite without a limit."""
         if self.automatic_optimization:
-            return int(self.trainer.estimated_stepping_batches)
-        limits = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
+            return self.trainer.estimated_stepping_batches
+        limits: list[float] = [self.trainer.max_steps] if self.trainer.max_steps != -1 else []
         if self.trainer.max_epochs not in (None, -1):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             limits.append(self.trainer.max_epochs * data.steps_per_epoch)
-        return int(min(limits))
+        return min(limits, default=math.inf)
 
     # Training
 
@@ -171,17 +173,17 @@ class Classifier(pl.LightningModule):
         images, labels = self.augmented(*batch)
         logits = self(images)
         loss = self.objective(logits, labels, images)
-        self.running.add_batch(loss, logits, labels)
+        self.running.add_batch(loss, logits, labels, self.trainer.global_step + 1)
         self.images_trained += len(labels) * self.trainer.world_size
         self.metrics["lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A training batch as the network gets it."""
-        return (images, labels) if self.augment is None else self.augment(images, labels)
+        """A training batch as the network gets it; one of several devices may have none."""
+        return (images, labels) if self.augment is None or not len(labels) else self.augment(images, labels)
 
     def objective(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """What training makes small: the mean loss of a batch, with the distillation if there is one."""
+        """The training loss: the mean loss of a batch, with the distillation if there is one."""
         loss: Tensor = self.loss(logits, labels)
         return loss if self.distillation is None else self.distillation(loss, logits, images)
 
@@ -265,6 +267,15 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self(images)
         self._evaluated.setdefault(stage, Sums()).add_batch(self.loss(logits, labels), logits, labels)
         return logits
+
+    def evaluate(self, batches: Iterable[Any]) -> Sums:
+        """The sums over batches (images, labels), as the network is now."""
+        sums = Sums()
+        for images, labels in batches:
+            logits, truth = self(images.to(self.device)), labels.to(self.device)
+            sums.add_batch(self.loss(logits, truth), logits, truth)
+        sums.read()
+        return sums
 
     def on_validation_epoch_end(self) -> None:
         evaluated, self._evaluated = self._evaluated, {}

@@ -165,9 +165,11 @@ def steps_in_block(settings: Settings, callbacks: Sequence[pl.Callback]) -> int:
             callback, Averaging | LearningRateMonitor | ModelCheckpoint | Timer
         ):  # which count steps
             reasons.append(type(callback).__name__)
+    averaged = min((each.every_n_steps for each in callbacks if isinstance(each, Averaging)), default=math.inf)
+    if averaged == 1:
+        reasons.append("average.every_n_steps=1")
     if reasons and settings.fuse:
         log.info("%s: every batch goes through Lightning's own loop, which is slower", ", ".join(sorted(reasons)))
-    averaged = min((each.every_n_steps for each in callbacks if isinstance(each, Averaging)), default=math.inf)
     return 1 if reasons else max(2, int(min(settings.trainer.log_every_n_steps, averaged)))
 
 

@@ -39,8 +39,11 @@ def resumed(settings: Settings, overrides: Iterable[str]) -> Settings:
             f"resume={folder}: holds no run; name the folder of one, such as outputs/DATE/TIME, not a file in it"
         )
     saved, device = checkpoint.read_run(folder)["settings"], settings.section("device")
-    then, now = dict(dotted(saved)), dict(dotted(settings.plain))
-    differ = {key for key in then | now if then.get(key) != now.get(key)} - {"trainer"}
+    # With defaults: a run of an older version lacks newer settings.
+    own = validated(Settings, {**saved, "resume": None}), settings
+    then, now = (dict(dotted(each.model_dump(by_alias=True, exclude={"resume", "launcher"}))) for each in own)
+    leaves = [key for key, value in (then | now).items() if not isinstance(value, dict)]
+    differ = {key for key in leaves if then.get(key) != now.get(key)} - {"sweep.resume"}
     is_the_same = all(key in CHANGEABLE or key.startswith("device") for key in differ)
     for word in map(str, overrides):
         key = word.lstrip("+~").partition("=")[0]

@@ -90,30 +90,42 @@ def check(settings: Settings) -> None:
 
 
 def _try_out(settings: Settings, classifier: Classifier, data: ImageDataModule) -> None:
-    """Apply the network to the smallest batch that one device will get."""
+    """Apply the network, and what belongs to its training, to the smallest batch that one device will get."""
     images, labels = data.images("train")
     smallest = max(1, (len(images) % data.batch_size or data.batch_size) // settings.device.total)
-    batch = images[:smallest, None], labels[:smallest]
-    try:
-        augmented = classifier.augmented(*batch)
-        classifier.loss(torch.zeros(smallest, data.classes), augmented[1])
-        same = augmented[0].shape == batch[0].shape
-    except Exception as error:
-        raise UserError(f"augment: cannot be applied to a batch of training images: {flat(error)}") from error
-    if not same:
-        raise UserError(f"augment: makes images {tuple(augmented[0].shape)} of {tuple(batch[0].shape)}")
-    try:
-        logits = classifier.train()(batch[0])
-    except Exception as error:  # of whatever kind: the network may be the user's
-        raise UserError(
-            f"model, data.batch_size={data.batch_size}: the network cannot be trained on {smallest} images of"
-            f" {'×'.join(map(str, data.image_shape))}, the smallest batch: {flat(error)}"
-        ) from error
-    for teacher in classifier.distillation.teachers if classifier.distillation else ():
-        if (answers := teacher(batch[0])).shape != logits.shape:
-            raise UserError(f"distill.teachers: one gives {answers.shape[1]} logits for an image, not {data.classes}")
-    if logits.shape != (smallest, data.classes):
+    images, labels, wanted = images[:smallest, None], labels[:smallest], (smallest, data.classes)
+    with _blamed("augment: cannot be applied to a batch of training images"):
+        augmented, targets = classifier.augmented(images, labels)
+        if targets.shape not in (labels.shape, wanted):
+            raise ValueError(f"it should return (images, labels), labels (N,) or (N, {data.classes})")
+    if (augmented.shape, augmented.dtype) != (images.shape, images.dtype):
+        found = f"{tuple(augmented.shape)} {augmented.dtype}"
+        raise UserError(f"augment: makes images {found} of {tuple(images.shape)} {images.dtype}")
+    sizes = "×".join(map(str, data.image_shape))
+    with _blamed(
+        f"model, data.batch_size={data.batch_size}: the network cannot be trained on {smallest} images of {sizes}, the"
+        " smallest batch"
+    ):
+        logits = classifier.train()(images)
+    if logits.shape != wanted:
         raise UserError(f"model: gives {tuple(logits.shape[1:])} for an image, where {data.classes} logits are needed")
+    for teacher in classifier.distillation.teachers if classifier.distillation else ():
+        with _blamed(f"distill.teachers: one cannot be applied to images of {sizes}"):
+            answers = teacher(images)
+        if answers.shape != wanted:
+            raise UserError(f"distill.teachers: one gives {answers.shape[1]} logits for an image, not {data.classes}")
+    if targets is not labels:
+        with _blamed("loss: cannot be applied to what augment makes of labels"):
+            classifier.loss(logits, targets)
+
+
+@contextlib.contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Errors of whatever kind, since the part may be the user's, in one line that says what is at fault."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {flat(error)}") from error
 
 
 def run(

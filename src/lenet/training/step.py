@@ -13,17 +13,16 @@ import copy
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lenet import fast
-from lenet.data import Block
+from lenet.data import Batch, Block
+from lenet.training.comparison import Measured, compare, gradients_of, unchanged
 from lenet.training.sums import right_answers
 
 if TYPE_CHECKING:
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-3
-"""How far a gradient of the fast step may be from the plain one, as a share of its norm. Rounding makes about 1e-5."""
 
-
-class Taken(NamedTuple):
+class BlockResult(NamedTuple):
     """Of the steps of a block: their mean losses (steps,), the right answers of all, the last learning rate."""
 
     losses: Tensor
@@ -55,7 +51,7 @@ class PlainStep:
         """Whether the step still computes what the module, as it is now, says."""
         return True
 
-    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> BlockResult:
         """Take all steps of a block."""
         losses, answers, targets = [], [], []
         for batch in block.batches():
@@ -68,7 +64,7 @@ class PlainStep:
             losses.append(loss)
             answers.append(logits)
             targets.append(labels)
-        return Taken(torch.stack(losses), right_answers(torch.cat(answers), torch.cat(targets)), float(lr))
+        return BlockResult(torch.stack(losses), right_answers(torch.cat(answers), torch.cat(targets)), float(lr))
 
     def measure(self, images: Tensor, labels: Tensor) -> Measured:
         """What the step makes of a batch, (N, C, H, W) bytes and (N,) int64; the module stays as it is."""
@@ -101,14 +97,6 @@ class PlainStep:
         else:
             share.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
-
-
-class Measured(NamedTuple):
-    """What a step computes of a batch: its mean loss, how many answers are right, the gradients by parameter."""
-
-    loss: Tensor
-    correct: Tensor
-    gradients: dict[str, Tensor | None]
 
 
 class FusedStep(PlainStep):
@@ -163,13 +151,13 @@ class RecordedStep(PlainStep):
             _settings(optimizer.param_groups),
         )
 
-    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> BlockResult:
         if self.devices > 1 or self._is_refused:
             return super().train(block, optimizer, scheduler)
         rates, losses, correct, step = learning_rates(optimizer, scheduler, len(block.sizes)), [], [], 0
         for size, steps in itertools.groupby(block.own_sizes):
             if size not in self._recorded:
-                self._recorded[size] = fast.RecordedSteps(self._take, optimizer, *block.data, size)
+                self._recorded[size] = fast.RecordedSteps(self._forward_backward, optimizer, *block.data, size)
             count, first = len(list(steps)), sum(block.own_sizes[:step])
             order = block.order[first : first + count * size]
             its_losses, its_correct = self._recorded[size](order, rates[step : step + count])
@@ -177,9 +165,9 @@ class RecordedStep(PlainStep):
             correct.append(its_correct)
             step += count
         self._state = self._state or self._now()  # now that the optimizer has its state
-        return Taken(torch.cat(losses), torch.cat(correct).sum(), rates[-1][0])
+        return BlockResult(torch.cat(losses), torch.cat(correct).sum(), rates[-1][0])
 
-    def _take(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.module.augmented(images, labels)
         loss, logits = self.gradients(images, labels, len(labels))
         return loss, right_answers(logits, labels)
@@ -198,10 +186,10 @@ class KernelStep(PlainStep):
         is_plain = self.module.augment is None and self.module.distillation is None
         return is_plain and self.kernel.is_current() and self._loss == _fingerprint(self.module.loss)
 
-    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> Taken:
+    def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> BlockResult:
         rates = [rate for rate, *_ in learning_rates(optimizer, scheduler, len(block.sizes))]
         losses, correct = self.kernel.train(*block.data, block.order, block.own_sizes, rates)
-        return Taken(losses, correct.sum(), rates[-1])
+        return BlockResult(losses, correct.sum(), rates[-1])
 
     def measure(self, images: Tensor, labels: Tensor) -> Measured:
         module, optimizer = copy.deepcopy((self.module.net, self._optimizer))  # the kernel takes a step at once
@@ -288,12 +276,19 @@ def checked(step: PlainStep, block: Block, optimizer: Optimizer, scheduler: LRSc
         elif step.module.augment is None and step.module.distillation is None and not torch.is_autocast_enabled("cuda"):
             slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
     if isinstance(step, FusedStep | KernelStep):
-        batch = next(block.batches())
-        if difference := compare(PlainStep(step.module), step, batch.images, batch.labels):
+        batch = next((each for each in block.batches() if len(each.labels)), None)
+        if batch is not None and (difference := _difference(step, batch)):
             log.warning("fuse=true: the compiled kernels give another %s; PyTorch's layers are used", difference)
             step = slower
     step.devices, step.is_checked = devices, True
     return step
+
+
+def _difference(step: PlainStep, batch: Batch) -> str | None:
+    """What differs from the plain step on a batch, as training gets it."""
+    with unchanged(step.module):
+        images, labels = step.module.augmented(batch.images, batch.labels)
+    return compare(PlainStep(step.module), step, images, labels)
 
 
 def _with_kernel(step: PlainStep, optimizer: Optimizer, batch_size: int) -> PlainStep:
@@ -305,49 +300,3 @@ def _with_kernel(step: PlainStep, optimizer: Optimizer, batch_size: int) -> Plai
     except fast.UnsuitableError:
         pass  # other networks are recorded: nothing to tell
     return step
-
-
-@contextmanager
-def unchanged(module: nn.Module) -> Iterator[None]:
-    """Put buffers (the statistics of a batch normalisation) and random numbers back at the end, and drop gradients."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    gpus = {each.device for each in module.parameters() if each.is_cuda}
-    with torch.random.fork_rng(devices=list(gpus)):
-        torch.manual_seed(0)  # the same dropout for each step that is compared
-        yield
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
-    module.zero_grad(set_to_none=True)
-
-
-def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """A copy of each parameter's gradient."""
-    named = module.named_parameters()
-    return {name: None if each.grad is None else each.grad.clone() for name, each in named}
-
-
-def compare(plain: PlainStep, other: PlainStep, images: Tensor, labels: Tensor) -> str | None:
-    """What differs between two steps on a batch of bytes, by more than rounding; None if nothing does."""
-    # Where pixels are equal, so are values in a window, and rounding would decide which is the largest: noise does.
-    noise = torch.randint(8, images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
-    images = (images.int() * 31 // 32 + noise).byte()
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False  # a GPU would convolve with 10 of 23 bits
-    loss, correct, gradients = plain.measure(images, labels)
-    torch.backends.cudnn.allow_tf32 = tf32
-    its_loss, its_correct, its_gradients = other.measure(images, labels)
-    if not torch.isclose(loss, its_loss, rtol=TOLERANCE):
-        return f"loss: {its_loss:.6g} instead of {loss:.6g}"
-    if abs(int(correct) - int(its_correct)) > 0.01 * len(labels):  # rounding may decide between two equal logits
-        return f"number of right answers: {int(its_correct)} instead of {int(correct)}"
-    largest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
-    for name, gradient in gradients.items():
-        its = its_gradients[name]
-        if (gradient is None) != (its is None):
-            return f"gradient of {name}: only one step has one"
-        if gradient is not None and its is not None:
-            distance = float((gradient - its).norm())
-            # The gradient of a bias before a normalisation is zero, but for rounding.
-            if not distance <= TOLERANCE * (float(gradient.norm()) + 1e-2 * largest):
-                return f"gradient of {name}"
-    return None

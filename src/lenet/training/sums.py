@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Unread(NamedTuple):
+class PendingSums(NamedTuple):
     """Sums that may not have been computed yet; on a GPU they are on their way, until `arrived`."""
 
     losses: Tensor
@@ -32,7 +32,7 @@ class Sums:
     loss: float = 0.0
     correct: int = 0
     images: int = 0
-    _unread: list[Unread] = field(default_factory=list)
+    _unread: list[PendingSums] = field(default_factory=list)
 
     def add(self, losses: Tensor, correct: Tensor, sizes: Sequence[int], first_step: int = 0) -> None:
         """Add batches of these sizes: the mean loss of each (steps,), and the right answers of all of them."""
@@ -41,11 +41,11 @@ class Sums:
             losses, correct = (_pinned(values).copy_(values, non_blocking=True) for values in (losses, correct))
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        self._unread.append(Unread(losses, correct, sizes, first_step, arrived))
+        self._unread.append(PendingSums(losses, correct, sizes, first_step, arrived))
 
-    def add_batch(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add_batch(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int = 0) -> None:
         """Add a batch: its mean loss (), logits (N, classes) and labels (N,)."""
-        self.add(loss.reshape(1), right_answers(logits, labels), [len(labels)])
+        self.add(loss.reshape(1), right_answers(logits, labels), [len(labels)], step)
 
     def read(self, leave: int = 0) -> float:
         """Add up all but the newest `leave`; returns the step whose loss is NaN or infinite, infinity if none is."""

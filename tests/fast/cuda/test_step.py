@@ -10,7 +10,8 @@ from torch.optim import AdamW
 from lenet import LeNet, fast
 from lenet.data import Block, Images
 from lenet.fast.cuda.compiler import Variant
-from lenet.training.step import KernelStep, PlainStep, compare
+from lenet.training.comparison import compare
+from lenet.training.step import KernelStep, PlainStep
 from tests.fast.cuda.conftest import EmulatedKernel, Library
 from tests.training.small import Alone
 
