@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from lenet import LeNet
 from lenet.data import Block, Images
@@ -163,6 +164,17 @@ def test_a_schedule_that_changes_more_than_rates_is_not_recorded(
     assert (scheduler.state_dict(), module.optimizer.state_dict()) == before
     assert [line for line in caplog.messages if "OneCycleLR" in line] == caplog.messages
     assert len(caplog.messages) == (not fits)
+
+
+def test_an_augmentation_that_may_draw_elsewhere_is_not_recorded(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Alone, "trainer", OneDevice())
+    for augment, kind in ((RandomHorizontalFlip(), PlainStep), (Augment(flip=0.5), RecordedStep)):
+        module = Alone(LeNet(), augment=augment)
+        module.optimizer = SGD(module.parameters(), lr=0.5, fused=True)
+        assert type(checked(RecordedStep(module), blocks()[0], module.optimizer, None)) is kind
+    assert "RandomHorizontalFlip" in caplog.text
 
 
 def test_an_optimizer_that_counts_in_python_is_not_recorded(

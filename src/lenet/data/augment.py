@@ -2,7 +2,8 @@
 
 An augmentation is any callable `images, labels = augment(images, labels)`: from images (N, C, H, W) uint8 and labels
 (N,) int64 to images of the same shape and type, and labels or, after mixup, probabilities (N, classes) float32. If it
-has a method `begin_epoch`, that is called before each epoch with the share of the run that is over.
+has a method `begin_epoch`, that is called before each epoch with the share of the run that is over; if it has
+`is_recordable`, a CUDA graph may repeat what it did once on the device.
 Transforms of torchvision.transforms.v2 that take bytes are such callables, too, but draw once for a whole batch.
 
 Random numbers come from torch's default generator of the device, so that a batch is a function of its seed. Nothing
@@ -37,6 +38,8 @@ class Augment:
             network gains from images as they are.
         classes: how many there are, for the labels that mixup makes.
     """
+
+    is_recordable = True  # all that it draws is drawn on the device
 
     def __init__(
         self,

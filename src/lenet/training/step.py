@@ -269,9 +269,8 @@ def checked(step: PlainStep, block: Block, optimizer: Optimizer, scheduler: LRSc
     """
     devices, slower = step.module.trainer.world_size, PlainStep(step.module)
     if isinstance(step, RecordedStep) and devices == 1:
-        if not (fast.is_recordable(optimizer) and changes_only_rates(optimizer, scheduler)):
-            name = type(scheduler if fast.is_recordable(optimizer) else optimizer).__name__
-            log.warning("fuse=true: a step with %s cannot be recorded in a CUDA graph, which is slower", name)
+        if (unfit := _not_recordable(step.module, optimizer, scheduler)) is not None:
+            log.warning("fuse=true: a step with %s cannot be recorded in a CUDA graph, which is slower", unfit)
             step = slower
         elif step.module.augment is None and step.module.distillation is None and not torch.is_autocast_enabled("cuda"):
             slower, step = step, _with_kernel(step, optimizer, max(block.own_sizes))
@@ -282,6 +281,16 @@ def checked(step: PlainStep, block: Block, optimizer: Optimizer, scheduler: LRSc
             step = slower
     step.devices, step.is_checked = devices, True
     return step
+
+
+def _not_recordable(module: Classifier, optimizer: Optimizer, scheduler: LRScheduler | None) -> str | None:
+    """The name of a part that does other things in each step than those on the device; None if there is none."""
+    parts = {
+        module.augment: module.augment is None or getattr(module.augment, "is_recordable", False),
+        optimizer: fast.is_recordable(optimizer),
+        scheduler: changes_only_rates(optimizer, scheduler),
+    }
+    return next((type(part).__name__ for part, fits in parts.items() if not fits), None)
 
 
 def _difference(step: PlainStep, batch: Batch) -> str | None:
