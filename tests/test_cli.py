@@ -19,6 +19,7 @@ MISTAKES = {
     # Found while Hydra composes the configuration:
     "optimzer.lr=1": ["optimzer.lr", "did you mean optimizer.lr"],
     "lr=1": ["lr", "did you mean optimizer.lr"],
+    "augment.mixup=0.2": ["augment.mixup", "augment=NAME"],
     "epochs=3": ["epochs", "did you mean trainer.max_epochs"],
     "callbacks=0": ["callbacks=0", "early_stopping"],
     "model=lenett": ["model=lenett", "did you mean lenet", "lenet_relu"],

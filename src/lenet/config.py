@@ -44,6 +44,9 @@ AUTO = "auto"
 PATHS = ("data.root", "distill.teachers", "init_from", "resume", "sweep.resume")
 """Settings that are paths, as seen from where the command was typed; `~` is the home folder."""
 
+NO_DEFAULT = ("augment=shift_flip", "average=ema", "scheduler=cosine")
+"""Choices of groups that are empty by default, so that their keys are known."""
+
 ONE_CLASS = (*IN_CHECKPOINTS, "data", "augment", "average")
 NAMED_CLASSES = ("callbacks", "logger")
 """The sections that name a class; those that have a name for each of their classes."""
@@ -119,7 +122,7 @@ class Trainer(Section):
 
 
 class Distilling(Section):
-    teachers: list[Text] | None = None
+    teachers: list[Text] | Text | None = None
     temperature: Positive = 1.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
@@ -276,6 +279,9 @@ def _first_mistake(error: ValidationError, section: str) -> str:
 def no_such_key(key: str) -> str:
     """Why a key is refused, with the one that was probably meant."""
     meant = closest_key(key)
+    if meant == key:  # of another choice
+        group = key.partition(".")[0]
+        return f"{key}: the chosen {group} has no such key; name a choice as well, {group}=NAME: --help lists them"
     close = f"; did you mean {meant}?" if meant else ""
     start = " A" if close else "; a"
     more = f"{start} key that the configuration does not list is written +{key}=VALUE." if "." in key else ""
@@ -290,8 +296,8 @@ def closest_key(key: str) -> str | None:
 
 @functools.cache
 def known_keys() -> list[str]:
-    """Every key of the default configuration, with dots: `optimizer.lr` and the like."""
-    config = OmegaConf.to_container(compose_config("train", []), resolve=False)
+    """Every key of the default configuration, with dots, and of groups of which nothing is chosen there."""
+    config = OmegaConf.to_container(compose_config("train", NO_DEFAULT), resolve=False)
     return [key for key, _ in dotted(config) if not key.startswith("hydra")]
 
 

@@ -42,7 +42,7 @@ def test_teachers_get_bytes_as_floats() -> None:
 
 
 def test_a_run_learns_from_another(finished_run: Finished, train_here: TrainCommand) -> None:
-    teacher = f"distill.teachers=[{finished_run.folder}]"
+    teacher = f"distill.teachers={finished_run.folder}"
     plain, taught = train_here(*SMALL), train_here(*SMALL, teacher, "distill.weight=0.9", "distill.temperature=4")
     weights = [
         read(run.folder / "checkpoints" / "last.ckpt")["state_dict"]["net.fc3.weight"] for run in (plain, taught)

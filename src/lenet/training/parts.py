@@ -81,7 +81,7 @@ def _distillation_of(settings: Settings) -> Distillation | None:
     """From the runs that are the teachers, if there are any."""
     section = settings.distill
     teachers = []
-    for path in section.teachers or ():
+    for path in [section.teachers] if isinstance(section.teachers, str) else section.teachers or ():
         try:
             teachers.append(checkpoint.classifier_of(checkpoint.read(checkpoint.file_of(Path(path))), path))
         except UserError as error:
