@@ -12,7 +12,8 @@ from lenet.inference.evaluate import Evaluation
 from lenet.inference.model import TrainedNetwork
 from lenet.training.checkpoint import RUN_FILE, read_result, read_run
 
-RECIPE = ("model", "init", "loss", "optimizer", "scheduler", "data", "trainer", "precision", "seed")
+RECIPE = ("model", "init", "loss", "optimizer", "decay", "scheduler", "data", "augment", "average", "distill", "trainer")
+RECIPE += ("precision", "seed")
 """The settings that a card shows, without where the data are."""
 
 
@@ -38,6 +39,7 @@ def write_card(
         net=net,
         data=data,
         run=run,
+        command=[word for word in run["command"] if not word.startswith("hydra.run.dir=")] if run else [],
         measures=measures,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         settings=OmegaConf.to_yaml(OmegaConf.create(settings)),
