@@ -12,8 +12,10 @@ from lenet.inference.evaluate import Evaluation
 from lenet.inference.model import TrainedNetwork
 from lenet.training.checkpoint import RUN_FILE, read_result, read_run
 
-RECIPE = ("model", "init", "loss", "optimizer", "decay", "scheduler", "data", "augment", "average", "distill", "trainer")
-RECIPE += ("precision", "seed")
+RECIPE = (
+    *("model", "init", "loss", "optimizer", "decay", "scheduler", "data", "augment", "average", "distill"),
+    *("trainer", "precision", "seed"),
+)
 """The settings that a card shows, without where the data are."""
 
 
