@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lenet import fast
-from lenet.data import Batch, Block
+from lenet.data import Batch, Block, Images
 from lenet.training.comparison import Measured, compare, gradients_of, unchanged
 from lenet.training.sums import right_answers
 
@@ -127,6 +127,7 @@ class RecordedStep(PlainStep):
     def __init__(self, module: Classifier) -> None:
         super().__init__(module)
         self._recorded: dict[int, fast.RecordedSteps] = {}
+        self._data: Images | None = None
         self._state: Any = None
 
     def is_current(self) -> bool:
@@ -154,6 +155,8 @@ class RecordedStep(PlainStep):
     def train(self, block: Block, optimizer: Optimizer, scheduler: LRScheduler | None) -> BlockResult:
         if self.devices > 1 or self._is_refused:
             return super().train(block, optimizer, scheduler)
+        if self._data is not block.data:  # a recording reads the images that it was made with
+            self._data, self._recorded = block.data, {}
         rates, losses, correct, step = learning_rates(optimizer, scheduler, len(block.sizes)), [], [], 0
         for size, steps in itertools.groupby(block.own_sizes):
             if size not in self._recorded:
@@ -242,12 +245,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def make_step(module: Classifier) -> PlainStep:
     """The fastest step for the module's network, not yet checked; the weights get the memory layout that suits it."""
     device = module.trainer.strategy.root_device.type
+    if device == "cuda" and module.fuse and not fast.has_hooks(module.net):
+        return RecordedStep(module)
     if device != "cpu":
-        return (
-            RecordedStep(module)
-            if module.fuse and device == "cuda" and not fast.has_hooks(module.net)
-            else PlainStep(module)
-        )
+        return PlainStep(module)
     step = PlainStep(module)
     if module.fuse:
         try:
@@ -285,12 +286,12 @@ def checked(step: PlainStep, block: Block, optimizer: Optimizer, scheduler: LRSc
 
 def _not_recordable(module: Classifier, optimizer: Optimizer, scheduler: LRScheduler | None) -> str | None:
     """The name of a part that does other things in each step than those on the device; None if there is none."""
-    parts = {
-        module.augment: module.augment is None or getattr(module.augment, "is_recordable", False),
-        optimizer: fast.is_recordable(optimizer),
-        scheduler: changes_only_rates(optimizer, scheduler),
-    }
-    return next((type(part).__name__ for part, fits in parts.items() if not fits), None)
+    parts = [
+        (module.augment, module.augment is None or getattr(module.augment, "is_recordable", False)),
+        (optimizer, fast.is_recordable(optimizer)),
+        (scheduler, changes_only_rates(optimizer, scheduler)),
+    ]
+    return next((type(part).__name__ for part, fits in parts if not fits), None)
 
 
 def _difference(step: PlainStep, batch: Batch) -> str | None:
