@@ -7,7 +7,6 @@ batch then happens once in fifty steps, which on a network this small is a good 
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -199,8 +198,7 @@ class Classifier(pl.LightningModule):
         if before < last <= before + steps:
             block, steps = block.first(last - before), last - before
             self.trainer.should_stop = True  # which also has the validation images evaluated
-        with _without_cache():
-            losses, correct, self.metrics["lr"] = self._step.train(block, optimizer, schedule)
+        losses, correct, self.metrics["lr"] = self._step.train(block, optimizer, schedule)
         self.running.add(losses, correct, block.own_sizes, before + 1)
         self.images_trained += sum(total for _, total in block.sizes)
         # What Lightning's global step counts; its own optimizer wrapper takes a tenth of a step's time.
@@ -346,10 +344,3 @@ class Classifier(pl.LightningModule):
             )
         self.metrics = dict(state.get("metrics", {}))
         self.best_val_acc, self.images_trained = state.get("best_val_acc"), state.get("images_trained", 0)
-
-
-def _without_cache() -> AbstractContextManager[None]:
-    """Has autocast, if it is on, convert the weights in each step: it would keep those of a block's first."""
-    device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
-    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    return torch.autocast(device, dtype, enabled, cache_enabled=False) if enabled else nullcontext()
