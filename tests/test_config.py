@@ -2,6 +2,7 @@
 
 import pytest
 
+from lenet.classes import build
 from lenet.config import compose_settings as settings
 from lenet.errors import UserError
 from lenet.training.run import check
@@ -62,6 +63,12 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(override: str, parts: 
         settings(override)
     for part in parts:
         assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["++model.activation._partial_=3", "++model._recursive_=3", "++model._args_=3"])
+def test_mistakes_in_keys_of_hydras_own_are_mistakes(override: str) -> None:
+    with pytest.raises(UserError, match=f"model: lenet.models.LeNet: .*{override.split('=')[0].split('.')[-1]}"):
+        build("model", settings(override).section("model"))
 
 
 def test_what_a_callback_is_made_of_may_be_anything() -> None:
