@@ -60,7 +60,7 @@ def classifier_of(settings: Settings, data: pl.LightningDataModule) -> Classifie
         settings.section("scheduler") or None,
         settings.section("loss"),
         init=settings.init,
-        fuse=settings.fuse and settings.precision == "float32",
+        fuse=settings.fuse,
         blocks=getattr(data, "block_steps", 1) > 1,
         seed=settings.seed,
         augment=_augmentation_of(settings, known),
