@@ -23,7 +23,7 @@ from lenet.data import Block, Images
 from lenet.data.augment import Augment
 from lenet.fast.cuda import CudaTraining, launch
 from lenet.layers.modules import AvgPool2d, Conv2d
-from lenet.models import xavier_uniform_
+from lenet.models import init_weights_
 from lenet.training.module import Classifier
 from lenet.training.step import KernelStep, PlainStep, RecordedStep
 from tests.training.small import Alone, fit
@@ -76,7 +76,7 @@ def gradients(sizes: Sequence[int] = SIZES, load: launch.Loader = launch.load) -
         for size in sizes:
             torch.manual_seed(size)
             net = make().to(DEVICE)
-            xavier_uniform_(net)
+            init_weights_(net)
             exact, plain = copy.deepcopy(net).double(), copy.deepcopy(net)
             order = torch.randperm(len(labels))[:size].to(DEVICE)
             training = CudaTraining(net, SGD(net.parameters(), lr=0.5, fused=True), size, load)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from lenet.fast import CompiledNetwork, UnsuitableError
 from lenet.fast.kernels import lanes
 from lenet.layers import Conv2d
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
 
 pytestmark = pytest.mark.compiled
 
@@ -24,7 +24,7 @@ NORM = {"activation": nn.GELU, "pool": nn.MaxPool2d, "norm": nn.BatchNorm2d, "hi
 
 def lenet(**arguments: Any) -> LeNet:
     net = LeNet(**arguments)
-    xavier_uniform_(net)
+    init_weights_(net)
     return net
 
 

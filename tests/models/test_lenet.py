@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 
 import pytest
@@ -8,7 +9,8 @@ from torch.nn import functional as F
 from lenet.classes import build
 from lenet.errors import UserError
 from lenet.layers import Conv2d
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
+from lenet.models.lenet import INITS
 
 normalized = partial(
     LeNet, pool=nn.MaxPool2d, activation=nn.GELU, norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d
@@ -69,11 +71,27 @@ def test_xavier_fills_the_published_range_and_leaves_biases(
 ) -> None:
     assert layer.bias is not None
     bias = layer.bias.clone()
-    xavier_uniform_(layer)
+    init_weights_(layer)
     bound = (6 / (fan_in + fan_out)) ** 0.5
     assert 0.99 * bound < layer.weight.abs().max().item() <= bound
     assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     torch.testing.assert_close(layer.bias, bias)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_each_way_to_draw_initial_weights_leaves_biases(init: str) -> None:
+    net = LeNet()
+    before = copy.deepcopy(net.state_dict())
+    init_weights_(net, init)
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == (set() if init == "none" else {name for name in before if name.endswith("weight")})
+
+
+def test_orthogonal_weights_have_rows_at_right_angles() -> None:
+    layer = nn.Conv2d(6, 16, 5)
+    init_weights_(layer, "orthogonal")
+    rows = layer.weight.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(16))
 
 
 def test_some_of_its_layers_are_a_network_too() -> None:

@@ -20,7 +20,7 @@ from torchvision.transforms import ToTensor
 from lenet.config import Settings
 from lenet.data import ImageDataModule
 from lenet.fast.memory import garbage_collector_frozen, keep_freed_memory
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
 from lenet.training.parts import data_of
 from lenet.training.run import run
 
@@ -189,7 +189,7 @@ def device_of(settings: Settings) -> torch.device:
 def new_lenet(settings: Settings) -> LeNet:
     torch.manual_seed(0)
     net = LeNet()
-    xavier_uniform_(net)
+    init_weights_(net)
     return net.to(device_of(settings))
 
 

@@ -12,7 +12,7 @@ from lenet.benchmarks.contenders import train_plainly
 from lenet.benchmarks.in_turn import Tasks
 from lenet.fast.memory import keep_freed_memory
 from lenet.layers.functional import ALGORITHMS
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
 
 BUILTIN = "builtin"
 
@@ -45,7 +45,7 @@ def operations(name: str, images: Tensor, labels: Tensor) -> dict[str, Callable[
 
     torch.manual_seed(0)
     net = LeNet(conv=layer("Conv2d"), pool=layer("AvgPool2d")).to(memory_format=torch.channels_last)
-    xavier_uniform_(net)
+    init_weights_(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     calls: dict[str, Callable[[], object]] = {"training step": partial(train_plainly, net, optimizer, images, labels)}

@@ -17,6 +17,9 @@ from lenet.errors import UserError
 
 ModuleFactory = Callable[..., nn.Module]
 
+INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none")
+"""How the initial weights can be drawn."""
+
 
 class LeNet(nn.Sequential):
     """Two convolutions and some linear layers: from images (N, in_channels, 28, 28) to logits (N, classes).
@@ -118,12 +121,21 @@ def _described(**arguments: Any) -> dict[str, Any] | None:
     return description
 
 
-def xavier_uniform_(model: nn.Module) -> None:
-    """Draw every weight of two or more dimensions from Xavier's uniform distribution; leave the others as they are.
+def init_weights_(model: nn.Module, init: str = "xavier_uniform") -> None:
+    """Draw every weight of two or more dimensions anew; leave the others, such as biases, as they are.
 
-    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010): the
-    bound sqrt(6 / (fan_in + fan_out)) keeps the variance of activations and gradients alike from layer to layer.
+    - xavier_uniform, xavier_normal: the variance of activations and gradients stays alike from layer to layer.
+      Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
+    - kaiming_uniform, kaiming_normal: the same for ReLU, which passes half of it on. He et al., "Delving deep into
+      rectifiers" (2015).
+    - orthogonal: rows, or columns, at right angles to each other. Saxe et al., "Exact solutions to the nonlinear
+      dynamics of learning in deep linear neural networks" (2014).
+    - none: all stay as they are.
+
+    Raises a UserError for another name.
     """
+    if init not in INITS:
+        raise UserError(f"init={init}: should be one of {', '.join(INITS)}")
     for parameter in model.parameters():
-        if parameter.dim() >= 2:
-            nn.init.xavier_uniform_(parameter)
+        if init != "none" and parameter.dim() >= 2:
+            getattr(nn.init, f"{init}_")(parameter)

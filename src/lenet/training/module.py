@@ -22,7 +22,7 @@ from lenet.data import Block
 from lenet.data.augment import Augmentation
 from lenet.errors import DivergenceError, UserError
 from lenet.layers.geometry import is_traced
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
 from lenet.training.distillation import Distillation
 from lenet.training.step import PlainStep, checked, make_step
 from lenet.training.sums import Sums
@@ -43,7 +43,7 @@ class Classifier(pl.LightningModule):
         scheduler: makes a learning-rate schedule, stepped after each optimizer step, from the optimizer and, if it
             takes that, the number of steps in the run (total_steps).
         loss: from logits and labels to the mean loss of a batch; cross entropy by default.
-        init: xavier_uniform draws the weights anew; none keeps those that the network has.
+        init: how the initial weights are drawn, see lenet.models.init_weights_; none keeps those of the network.
         fuse: allow compiled kernels, and on a GPU CUDA graphs, where training gets blocks of batches.
         blocks: whether training gets blocks of batches.
         seed: random numbers of an epoch, such as those of dropout, are a function of (seed, epoch). None leaves them.
@@ -91,8 +91,7 @@ class Classifier(pl.LightningModule):
         self.loss = parts["loss"] or nn.CrossEntropyLoss()
         self.optimizer_factory: OptimizerFactory = parts["optimizer"] or partial(torch.optim.SGD, lr=0.9)
         self.scheduler_factory: SchedulerFactory | None = parts["scheduler"]
-        if init == "xavier_uniform":
-            xavier_uniform_(self.net)
+        init_weights_(self.net, init)
         self.automatic_optimization = not blocks
         self.fuse, self.seed, self.decay = fuse, seed, decay
         self.augment, self.distillation = augment, distillation

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lenet.fast import UnsuitableError
 from lenet.fast.cuda import CudaTraining
 from lenet.fast.cuda.compiler import Variant
-from lenet.models import LeNet, xavier_uniform_
+from lenet.models import LeNet, init_weights_
 from tests import gpu_checks
 from tests.fast.cuda.conftest import FALLING, RISING, SHUFFLED, EmulatedKernel, Library
 
@@ -41,7 +41,7 @@ BLOCKS, LARGEST = 4, 11
 def lenet(activation: Any = nn.ReLU, pool: Any = nn.MaxPool2d) -> Any:
     torch.manual_seed(0)
     net = LeNet(activation=activation, pool=pool)
-    xavier_uniform_(net)
+    init_weights_(net)
     return net
 
 
