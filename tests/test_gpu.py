@@ -25,6 +25,7 @@ VARIANTS = {
     "momentum": ("model=lenet_relu", "optimizer.momentum=0.9"),
     "augmented": ("augment=mixup", "average=ema"),
     "normalised": ("model=lenet_norm", "optimizer=adamw", "scheduler=onecycle"),
+    "Muon": ("model=lenet_norm", "optimizer=muon", "scheduler=onecycle"),
     "half precision": ("precision=bf16",),
     "dropout": ("model.dropout=0.2", "model=lenet_relu"),
     "im2col": ("layers=im2col", "model=lenet_relu"),

@@ -16,6 +16,7 @@ from lenet import LeNet
 from lenet.data import Block, Images
 from lenet.data.augment import Augment
 from lenet.fast import graph
+from lenet.training.optimizers import Muon
 from lenet.training.step import PlainStep, RecordedStep, checked
 from tests.training.small import Alone
 
@@ -69,6 +70,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": partial(SGD, lr=0.5, momentum=0.5, fused=True),
     "Adam": partial(Adam, lr=2**-9, fused=True),
     "AdamW": partial(AdamW, lr=2**-9, weight_decay=0.1, fused=True),
+    "Muon": partial(Muon, lr=2**-9, weight_decay=0.1),
 }
 
 

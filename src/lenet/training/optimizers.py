@@ -37,7 +37,8 @@ class Muon(Optimizer):
         if lr < 0:
             raise ValueError(f"lr={lr}: should be 0 or more")
         settings = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, settings)
+        # A step asks the device for nothing, so that a CUDA graph may repeat it; the learning rate may be a tensor.
+        super().__init__(params, {**settings, "capturable": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -50,13 +51,15 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     direction = (self._orthogonal if parameter.dim() > 1 else self._adam)(parameter, group)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.mul_(group["lr"]))
         return loss
 
     def _orthogonal(self, parameter: Tensor, group: dict[str, Any]) -> Any:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        mean = state.setdefault("mean", torch.zeros_like(gradient)).lerp_(gradient, 1 - group["momentum"])
+        if not state:
+            state["mean"] = torch.zeros_like(gradient)
+        mean = state["mean"].lerp_(gradient, 1 - group["momentum"])
         matrix = gradient.lerp(mean, group["momentum"]).flatten(1)
         return (orthogonalised(matrix) * 0.2 * max(matrix.shape) ** 0.5).reshape(gradient.shape)
 
@@ -64,9 +67,12 @@ class Muon(Optimizer):
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         first, second = group["betas"]
-        state["step"] = step = state.get("step", 0) + 1
-        mean = state.setdefault("mean", torch.zeros_like(gradient)).lerp_(gradient, 1 - first)
-        square = state.setdefault("square", torch.zeros_like(gradient)).lerp_(gradient.square(), 1 - second)
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["step"] = torch.zeros((), device=gradient.device)
+        step = state["step"].add_(1)
+        mean = state["mean"].lerp_(gradient, 1 - first)
+        square = state["square"].lerp_(gradient.square(), 1 - second)
         scale = (square / (1 - second**step)).sqrt_().add_(group["eps"])
         return mean.div(scale).div_(1 - first**step)
 
