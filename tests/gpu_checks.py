@@ -24,8 +24,9 @@ from lenet.data.augment import Augment
 from lenet.fast.cuda import CudaTraining, launch
 from lenet.layers.modules import AvgPool2d, Conv2d
 from lenet.models import init_weights_
+from lenet.training.fast_steps import KernelStep, RecordedStep
 from lenet.training.module import Classifier
-from lenet.training.step import KernelStep, PlainStep, RecordedStep
+from lenet.training.step import PlainStep
 from tests.training.small import Alone, fit
 
 torch.backends.cudnn.allow_tf32 = False  # as in a run

@@ -16,8 +16,10 @@ from lenet import LeNet
 from lenet.data import Block, Images
 from lenet.data.augment import Augment
 from lenet.fast import graph
+from lenet.training.choice import checked
+from lenet.training.fast_steps import RecordedStep
 from lenet.training.optimizers import Muon
-from lenet.training.step import PlainStep, RecordedStep, checked
+from lenet.training.step import PlainStep
 from tests.training.small import Alone
 
 generator = torch.Generator().manual_seed(0)

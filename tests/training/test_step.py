@@ -14,7 +14,8 @@ from torch.optim import SGD
 from lenet import Classifier, LeNet, Synthetic
 from lenet.fast import CompiledNetwork
 from lenet.training.comparison import compare
-from lenet.training.step import FusedStep, PlainStep
+from lenet.training.fast_steps import FusedStep
+from lenet.training.step import PlainStep
 from lenet.training.sums import Sums
 from tests.training.small import at, fit
 

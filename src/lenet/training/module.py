@@ -23,8 +23,9 @@ from lenet.data.augment import Augmentation
 from lenet.errors import DivergenceError, UserError
 from lenet.layers.geometry import is_traced
 from lenet.models import LeNet, init_weights_
+from lenet.training.choice import checked, make_step
 from lenet.training.distillation import Distillation
-from lenet.training.step import PlainStep, checked, make_step
+from lenet.training.step import PlainStep
 from lenet.training.sums import Sums
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -11,7 +11,8 @@ from lenet import LeNet, fast
 from lenet.data import Block, Images
 from lenet.fast.cuda.compiler import Variant
 from lenet.training.comparison import compare
-from lenet.training.step import KernelStep, PlainStep
+from lenet.training.fast_steps import KernelStep
+from lenet.training.step import PlainStep
 from tests.fast.cuda.conftest import EmulatedKernel, Library
 from tests.training.small import Alone
 
