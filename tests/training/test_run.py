@@ -93,7 +93,7 @@ def test_a_diverging_run_ends_with_one_line(train_command: TrainCommand, lr: str
 def test_the_sprint_on_the_real_images(train_here: TrainCommand, real_root: Path) -> None:
     # One seed, the accuracy less a few of its standard deviations: a defect costs more.
     run = train_here("experiment=sprint", f"data.root={real_root}", "dashboard=minimal")
-    assert run.metrics["val/acc"] > 0.78
+    assert run.metrics["val/acc"] > 0.80
 
 
 # 1,003 images in batches of 64: the first has 43, which two processes cannot share equally.
