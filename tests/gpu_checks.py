@@ -26,6 +26,7 @@ from lenet.layers.modules import AvgPool2d, Conv2d
 from lenet.models import init_weights_
 from lenet.training.fast_steps import KernelStep, RecordedStep
 from lenet.training.module import Classifier
+from lenet.training.optimizers import Muon
 from lenet.training.step import PlainStep
 from tests.training.small import Alone, fit
 
@@ -38,6 +39,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "Adam": partial(Adam, lr=2**-10, fused=True),
     "AdamW": partial(AdamW, lr=2**-10, weight_decay=0.125, fused=True),
 }
+RECORDABLE = OPTIMIZERS | {"Muon": partial(Muon, lr=2**-10)}
 KERNELS: dict[str, Callable[[], nn.Module]] = {
     f"{activation.__name__}, {pool.__name__}": partial(LeNet, activation=activation, pool=pool)
     for activation in (nn.Sigmoid, nn.ReLU)
@@ -59,7 +61,7 @@ def data(count: int = 20_000) -> Images:
 def new(net: Callable[[], nn.Module], optimizer: str, **settings: Any) -> Alone:
     torch.manual_seed(0)
     module = Alone(net(), **settings).to(DEVICE)
-    module.optimizer = OPTIMIZERS[optimizer](module.parameters())
+    module.optimizer = RECORDABLE[optimizer](module.parameters())
     return module
 
 
@@ -133,7 +135,7 @@ def recorded() -> dict[str, float]:
         order = torch.randperm(4_000, generator=torch.Generator().manual_seed(number))[: 36 + 9 * 64].to(DEVICE)
         blocks.append(Block(images, order, ((36, 36), *((64, 64),) * 9)))
     for net_name, net in (KERNELS | OTHERS).items():
-        for name in OPTIMIZERS:
+        for name in RECORDABLE:
             ends = []
             for kind in (PlainStep, RecordedStep):
                 module = new(net, name, augment=Augment(shift=1, flip=0.5, mixup=0.2) if name == "AdamW" else None)

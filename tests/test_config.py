@@ -40,7 +40,6 @@ def test_the_defaults_are_the_published_runs() -> None:
         ("+trainer.precision=64-true", ["trainer.precision=64-true", "precision=float32"]),
         ("seed=4294967296", ["seed=4294967296", "4294967295"]),
         ("precision=fp8", ["precision=fp8", "bf16"]),
-        ("init=zeros", ["init=zeros", "xavier_uniform", "none"]),
         ("+zebra=1", ["zebra", "no such key"]),
         ("~seed", ["seed", "missing"]),
         ("trainer=5", ["trainer=5", "mapping"]),

@@ -91,7 +91,13 @@ def test_steps_cost_little_memory() -> None:
     assert costs["kernel"]["MiB"] < costs["recorded"]["MiB"] < 1000
 
 
-@pytest.mark.parametrize("words", [(), ("model=lenet_relu", "optimizer=adam"), ("layers=taps",), ("precision=bf16",)])
+RUNS = [
+    (), ("model=lenet_relu", "optimizer=adam"), ("layers=taps",), ("precision=bf16",),
+    ("model=lenet_norm", "optimizer=muon", "scheduler=onecycle"), ("optimizer=muon", "precision=bf16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", RUNS)
 def test_a_run_with_fast_steps_learns_what_one_without_does(
     train_command: TrainCommand, words: tuple[str, ...]
 ) -> None:

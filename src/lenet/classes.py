@@ -44,7 +44,7 @@ def build(role: str, section: Mapping[str, Any], **offered: Any) -> Any:
     later = {"_partial_": True} if is_function or role in ("optimizer", "scheduler") else {}
     try:
         return instantiate({**arguments, **later}, _convert_="all")
-    except (InstantiationException, TypeError) as error:  # the second of Hydra's own keys, as `_partial_=3`
+    except (InstantiationException, TypeError) as error:  # the second from Hydra itself, as for `_partial_: 3`
         reason = error.__cause__ or error
         if isinstance(reason, UserError):
             raise reason from None

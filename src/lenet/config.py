@@ -143,7 +143,7 @@ class Settings(Section):
     fuse: bool
     dashboard: Literal["full", "minimal"]
     precision: Literal["float32", "bf16"]
-    init: Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none"]
+    init: Text
     init_from: Text | None = None
     init_from_strict: bool = True
     layers: dict[str, Any]

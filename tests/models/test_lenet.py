@@ -1,5 +1,6 @@
 import copy
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lenet.classes import build
 from lenet.errors import UserError
 from lenet.layers import Conv2d
 from lenet.models import LeNet, init_weights_
-from lenet.models.lenet import INITS
+from lenet.models.lenet import Init
 
 normalized = partial(
     LeNet, pool=nn.MaxPool2d, activation=nn.GELU, norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d
@@ -78,13 +79,18 @@ def test_xavier_fills_the_published_range_and_leaves_biases(
     torch.testing.assert_close(layer.bias, bias)
 
 
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("init", get_args(Init))
 def test_each_way_to_draw_initial_weights_leaves_biases(init: str) -> None:
     net = LeNet()
     before = copy.deepcopy(net.state_dict())
     init_weights_(net, init)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == (set() if init == "none" else {name for name in before if name.endswith("weight")})
+
+
+def test_another_way_is_refused() -> None:
+    with pytest.raises(UserError, match=r"init=zeros: .*xavier_uniform.*none"):
+        init_weights_(LeNet(), "zeros")
 
 
 def test_orthogonal_weights_have_rows_at_right_angles() -> None:

@@ -1,6 +1,8 @@
-"""Muon: its orthogonal steps, Adam for the rest, and what an optimizer owes to a checkpoint."""
+"""Muon: its nearly orthogonal steps, AdamW for the rest, and restoring its state."""
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,48 @@ def test_all_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     inner = left.T @ orthogonalised(matrix) @ right.T
     torch.testing.assert_close(inner, inner.diagonal().diag(), rtol=0, atol=1e-3)
     assert own_values.max() > 1.3  # which the matrix's own were not
+
+
+@pytest.mark.parametrize("shape", [(120, 400), (120, 84)])
+def test_half_precision_makes_no_step_longer(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape[0], 1) @ torch.randn(1, shape[1])  # all singular values but one are rounding
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.linalg.svdvals(orthogonalised(matrix)).max() < 1.3
+    assert torch.linalg.svdvals(orthogonalised(matrix.bfloat16())).max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(120, 400), (84, 120), (120, 84)])
+def test_ten_steps_of_a_matrix_are_those_of_pytorchs_muon(shape: tuple[int, int]) -> None:
+    start = torch.randn(shape)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1}
+    optimizers = [Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")]
+    for _ in range(10):
+        gradient = torch.randn(shape)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for each in optimizers:
+            each.step()
+    change, its_change = ours - start, theirs - start  # theirs is computed in bfloat16
+    assert (change - its_change).norm() < 0.02 * its_change.norm()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolutions_weight_takes_the_steps_of_a_matrix(layout: torch.memory_format) -> None:
+    start = torch.randn(16, 6, 5, 5)
+    kernel, matrix = nn.Parameter(start.to(memory_format=layout, copy=True)), nn.Parameter(start.flatten(1).clone())
+    optimizers = [Muon([each], lr=0.01) for each in (kernel, matrix)]
+    for _ in range(3):
+        gradient = torch.randn(16, 6, 5, 5)
+        kernel.grad, matrix.grad = gradient.to(memory_format=layout, copy=True), gradient.flatten(1)
+        for each in optimizers:
+            each.step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1}, {"lr": math.nan}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": -1}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*should be"):
+        Muon([nn.Parameter(torch.zeros(2))], **wrong)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -55,6 +55,7 @@ VARIANTS = {
     "sgd": (),
     "momentum and cosine": ("optimizer.momentum=0.9", "optimizer.lr=0.05", "scheduler=cosine"),
     "adam, onecycle, normalised": ("optimizer=adam", "model=lenet_norm", "scheduler=onecycle"),
+    "muon, two groups": ("optimizer=muon", "model=lenet_norm", "decay=weights", "scheduler=onecycle"),
     "dropout": ("fuse=false", "model=lenet_relu", "model.dropout=0.3"),
     "max_steps": ("trainer.max_steps=47",),
     "single batches": ("+trainer.limit_train_batches=9",),

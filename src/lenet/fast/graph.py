@@ -27,7 +27,7 @@ CAPACITY = 64
 
 
 def is_recordable(optimizer: Optimizer) -> bool:
-    """Whether its step does all on the device: PyTorch's optimizers say so by an option `capturable`, but SGD."""
+    """Whether its step never waits for the device: an optimizer's groups say so by a key `capturable`, but SGD's."""
     return type(optimizer) is SGD or all("capturable" in group for group in optimizer.param_groups)
 
 

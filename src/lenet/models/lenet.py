@@ -9,7 +9,7 @@ teaches: plain average pooling, full connections between the convolutions, no Ga
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from lenet.errors import UserError
 
 ModuleFactory = Callable[..., nn.Module]
 
-INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none")
+Init = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none"]
 """How the initial weights can be drawn."""
 
 
@@ -126,16 +126,16 @@ def init_weights_(model: nn.Module, init: str = "xavier_uniform") -> None:
 
     - xavier_uniform, xavier_normal: the variance of activations and gradients stays alike from layer to layer.
       Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (2010).
-    - kaiming_uniform, kaiming_normal: the same for ReLU, which passes half of it on. He et al., "Delving deep into
-      rectifiers" (2015).
+    - kaiming_uniform, kaiming_normal: so does that of activations behind ReLU, which passes half of it on. He et al.,
+      "Delving deep into rectifiers" (2015).
     - orthogonal: rows, or columns, at right angles to each other. Saxe et al., "Exact solutions to the nonlinear
       dynamics of learning in deep linear neural networks" (2014).
     - none: all stay as they are.
 
     Raises a UserError for another name.
     """
-    if init not in INITS:
-        raise UserError(f"init={init}: should be one of {', '.join(INITS)}")
+    if init not in get_args(Init):
+        raise UserError(f"init={init}: should be one of {', '.join(get_args(Init))}")
     for parameter in model.parameters():
         if init != "none" and parameter.dim() >= 2:
             getattr(nn.init, f"{init}_")(parameter)

@@ -34,7 +34,7 @@ def make_step(module: Classifier) -> PlainStep:
     if device != "cpu":
         return PlainStep(module)
     step = PlainStep(module)
-    if module.fuse and module.trainer.precision == "32-true":  # the kernels know no other
+    if module.fuse and module.trainer.precision == "32-true":  # the kernels compute in no other
         try:
             step = FusedStep(module, fast.CompiledNetwork(module.net))
         except fast.UnavailableError as reason:
