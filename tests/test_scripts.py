@@ -19,6 +19,7 @@ def test_the_benchmark_refuses_wrong_arguments(commands: Commands, words: str) -
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_tour_is_printed_and_saved_as_one_page(commands: Commands, tmp_path: Path) -> None:
     page = tmp_path / "tour.html"
     settings = ["data=synthetic", "data.train_size=5300", "layers=fft"]

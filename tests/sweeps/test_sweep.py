@@ -144,13 +144,18 @@ def test_hydras_own_sweeper_and_launcher_skip_jobs_that_are_done(sweep: TrainCom
         (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: input should be greater than 0"),
         (["seed=range(3,3)"], "seed=range(3,3): a grid needs single values"),
         (["optimizer.lr=interval(0,1)"], "a grid needs single values, such as optimizer.lr=0.1,0.5"),
-        (["model=lenet,lenett"], "model=lenett: no such choice"),
-        (["seed=0,1", "device=ddp"], "each run of a sweep or a search has one device"),
-        (["seed=0,1", "sweep.resume=nowhere"], "holds no sweep"),
-        (["seed=0,1", "resume=somewhere"], "for a sweep use sweep.resume=FOLDER"),
-        (["seed=0,1", "launcher.jobs=0"], "launcher.jobs=0: should be a whole number of at least 1"),
-        (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),
-        (["seed=0,1", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: two jobs would have this folder"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (
+                (["model=lenet,lenett"], "model=lenett: no such choice"),
+                (["seed=0,1", "device=ddp"], "each run of a sweep or a search has one device"),
+                (["seed=0,1", "sweep.resume=nowhere"], "holds no sweep"),
+                (["seed=0,1", "resume=somewhere"], "for a sweep use sweep.resume=FOLDER"),
+                (["seed=0,1", "launcher.jobs=0"], "launcher.jobs=0: should be a whole number of at least 1"),
+                (["seed=0,1", "launcher=slrum"], "launcher=slrum: no such choice; did you mean slurm?"),
+                (["seed=0,1", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: two jobs would have this folder"),
+            )
+        ),
     ],
 )
 def test_a_mistake_in_a_sweep_gets_one_line_and_leaves_nothing(

@@ -72,6 +72,7 @@ def test_the_averaged_network_has_statistics_of_its_own() -> None:
     torch.testing.assert_close(module.get_buffer("net.norm1.running_mean"), expected)
 
 
+@pytest.mark.long
 def test_both_networks_are_validated_and_saved_and_training_continues_from_the_raw_one(
     train_here: TrainCommand, tmp_path: Path
 ) -> None:

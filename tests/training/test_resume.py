@@ -191,6 +191,7 @@ def test_a_run_that_ended_early_resumes_by_the_command_that_it_has_printed(
     assert (folder / "metrics.json").exists()
 
 
+@pytest.mark.long
 def test_auto_begins_goes_on_and_says_when_a_run_is_finished(commands: Commands, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*SMALL, "optimizer.lr=0.5", "trainer.max_epochs=80", "resume=auto", f"hydra.run.dir={folder}"]

@@ -150,7 +150,7 @@ def test_the_check_for_gpus_passes_here(library: Library, monkeypatch: pytest.Mo
     assert all(ours < 1e-5 for ours, _ in distances.values())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [PORTABLE, *(pytest.param(CLUSTER, marks=pytest.mark.long), *VARIANTS[2:])])
 def test_neither_the_order_of_threads_nor_the_division_into_launches_changes_a_bit(
     start: Start, variant: Variant
 ) -> None:
