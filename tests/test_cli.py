@@ -143,7 +143,7 @@ def test_a_value_that_needs_quotes_is_shown_with_them(train_command: TrainComman
     assert (tmp_path / "lr=0.5" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("chdir", ["true", "false"])
+@pytest.mark.parametrize("chdir", [pytest.param("true", marks=pytest.mark.long), "false"])
 def test_paths_are_seen_from_where_the_command_was_typed(
     commands: Commands, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chdir: str
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_network_that_no_configuration_describes_has_no_safetensors(tmp_path: 
         FORMS["safetensors"][1](net, tmp_path / "model.safetensors")
 
 
+@pytest.mark.long
 def test_the_command_writes_the_files_and_a_card_whose_code_runs(
     commands: Commands, finished_run: Finished, tmp_path: Path
 ) -> None:

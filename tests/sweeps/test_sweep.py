@@ -127,6 +127,7 @@ def test_a_signal_ends_all_jobs_and_says_how_to_go_on(commands: Commands, tmp_pa
     wait_for_the_end_of_all(process)
 
 
+@pytest.mark.long
 def test_hydras_own_sweeper_and_launcher_skip_jobs_that_are_done(sweep: TrainCommand) -> None:
     overrides = ("hydra/sweeper=basic", "hydra/launcher=basic", "seed=0,1")
     run = sweep(*overrides)

@@ -144,7 +144,7 @@ def test_blocks_change_nothing_but_what_lightning_takes_for_a_batch(block_steps:
         torch.testing.assert_close(other.state_dict()[name], weights)
 
 
-@pytest.mark.parametrize("layers", ["builtin", "im2col"])
+@pytest.mark.parametrize("layers", ["builtin", pytest.param("im2col", marks=pytest.mark.long)])
 def test_compilers_and_torch_func_take_the_classifier(layers: str) -> None:
     net = LeNet(conv=Conv2d, pool=MaxPool2d, activation=nn.ReLU) if layers == "im2col" else LeNet()
     module: Any = Classifier(net)
