@@ -1,6 +1,5 @@
 import copy
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from lenet.classes import build
 from lenet.errors import UserError
 from lenet.layers import Conv2d
 from lenet.models import LeNet, init_weights_
-from lenet.models.lenet import Init
+from lenet.models.lenet import INITS
 
 normalized = partial(
     LeNet, pool=nn.MaxPool2d, activation=nn.GELU, norm=nn.BatchNorm2d, hidden_norm=nn.BatchNorm1d
@@ -79,7 +78,7 @@ def test_xavier_fills_the_published_range_and_leaves_biases(
     torch.testing.assert_close(layer.bias, bias)
 
 
-@pytest.mark.parametrize("init", get_args(Init))
+@pytest.mark.parametrize("init", INITS)
 def test_each_way_to_draw_initial_weights_leaves_biases(init: str) -> None:
     net = LeNet()
     before = copy.deepcopy(net.state_dict())

@@ -9,7 +9,7 @@ teaches: plain average pooling, full connections between the convolutions, no Ga
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from lenet.errors import UserError
 
 ModuleFactory = Callable[..., nn.Module]
 
-Init = Literal["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none"]
+INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal", "none")
 """How the initial weights can be drawn."""
 
 
@@ -134,8 +134,8 @@ def init_weights_(model: nn.Module, init: str = "xavier_uniform") -> None:
 
     Raises a UserError for another name.
     """
-    if init not in get_args(Init):
-        raise UserError(f"init={init}: should be one of {', '.join(get_args(Init))}")
+    if init not in INITS:
+        raise UserError(f"init={init}: should be one of {', '.join(INITS)}")
     for parameter in model.parameters():
         if init != "none" and parameter.dim() >= 2:
             getattr(nn.init, f"{init}_")(parameter)

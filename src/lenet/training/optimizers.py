@@ -96,11 +96,17 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         # In place of the matrix X, the smaller XXᵀ goes through the iteration; X is multiplied once, with all factors.
         # In half precision, rounding would make some of its eigenvalues negative, and these grow without bound.
         products = wide @ wide.T
-        factor = None
-        for _ in range(5):
-            polynomial = torch.addmm(products, products, products, beta=B, alpha=C)
-            polynomial.diagonal().add_(A)
-            factor = polynomial if factor is None else polynomial @ factor
+        factor = polynomial = _polynomial(products)
+        for _ in range(4):
             products = polynomial @ products @ polynomial
+            polynomial = _polynomial(products)
+            factor = polynomial @ factor
         result: Tensor = factor @ wide
     return result.T if is_tall else result
+
+
+def _polynomial(products: Tensor) -> Tensor:
+    """What X is multiplied by, of products XXᵀ: A + B XXᵀ + C (XXᵀ)²."""
+    result = torch.addmm(products, products, products, beta=B, alpha=C)
+    result.diagonal().add_(A)
+    return result
